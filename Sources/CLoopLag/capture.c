@@ -1,0 +1,235 @@
+/* Copies the registers and the stack of a thread of this process: by a signal to a running thread, or from outside for
+ * a blocked one. Nothing is unwound here; the command line does that.
+ *
+ * The watchdog asks (one request at a time), the handler runs on the stalled thread. The handler makes raw system calls
+ * only: no malloc, lock, lazy TLS, lazy binding, loader call or abort, and it copies at most 64 KiB.
+ *
+ * A thread that is found running can enter a wait before the signal arrives. Waits of that kind (epoll_wait, poll,
+ * nanosleep ...) return EINTR in spite of SA_RESTART. The handler finds that state in the interrupted registers (rax =
+ * -EINTR right behind a `syscall`) and rewinds: instruction pointer back by two, rax = the call's number; the kernel
+ * has kept every other argument register. So neither a result nor a sleep of the host changes. When a signal of the host's own
+ * came in with ours, the kernel shows us that handler's entry instead, and nothing is rewound.
+ */
+#include "internal.h"
+
+#include <string.h>
+#include <sys/uio.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+enum { REQUEST_IDLE, REQUEST_WANTED, REQUEST_COPYING, REQUEST_DONE };
+
+static struct lag_capture capture;
+static uint32_t request_state;
+static uint64_t request_cookie;
+static uint64_t request_stack_high;
+static uint32_t request_max_bytes;
+static int capture_signal;
+static uint64_t signals_sent;
+
+size_t lag_safe_read(uint64_t address, void *into, size_t bytes) {
+    /* A vector entry per page: the kernel stops at the first page that is not there and returns what it has. */
+    struct iovec remote[17];
+    size_t done = 0;
+    while (done < bytes) {
+        size_t batch = 0;
+        unsigned long count = 0;
+        while (count < 17 && done + batch < bytes) {
+            uint64_t at = address + done + batch;
+            size_t piece = 4096 - (at & 4095);
+            if (piece > bytes - done - batch) piece = bytes - done - batch;
+            remote[count].iov_base = (void *)at;
+            remote[count].iov_len = piece;
+            batch += piece;
+            count += 1;
+        }
+        struct iovec local = {(char *)into + done, batch};
+        long pid = lag_syscall6(SYS_getpid, 0, 0, 0, 0, 0, 0);
+        long n = lag_syscall6(SYS_process_vm_readv, pid, (long)&local, 1, (long)remote, (long)count, 0);
+        if (n <= 0) break;
+        done += (size_t)n;
+        if ((size_t)n < batch) break;
+    }
+    return done;
+}
+
+bool lag_safe_read_works(void) {
+    uint64_t probe = 0x6c61672d70726f62ULL, copy = 0;
+    return lag_safe_read((uint64_t)&probe, &copy, sizeof copy) == sizeof copy && copy == probe;
+}
+
+static void copy_stack(uint64_t sp, uint64_t stack_high, uint32_t max_bytes) {
+    uint64_t wanted = max_bytes < sizeof capture.stack ? max_bytes : sizeof capture.stack;
+    capture.truncated = 1;
+    if (stack_high > sp && stack_high - sp <= wanted) {
+        wanted = stack_high - sp;
+        capture.truncated = 0;
+    }
+    capture.stack_base = sp;
+    capture.stack_bytes = (uint32_t)lag_safe_read(sp, capture.stack, wanted) & ~7u;
+    if (capture.stack_bytes < wanted && stack_high == 0) capture.truncated = 0; /* ran into the stack's end */
+}
+
+/* Calls that a handled signal ends early whatever SA_RESTART says (signal(7)), and that may be made again. */
+static bool is_cut_short(uint32_t nr) {
+    switch (nr) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case 441: /* epoll_pwait2 */
+    case SYS_poll:
+    case SYS_ppoll:
+    case SYS_select:
+    case SYS_pselect6:
+    case SYS_nanosleep:
+    case SYS_clock_nanosleep:
+    case SYS_futex:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_rt_sigtimedwait:
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_msgrcv:
+    case SYS_msgsnd:
+    case SYS_io_getevents:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The number of the call that ends at `after_syscall`, from the instruction that loaded it: glibc writes
+ * `mov $nr, %eax` a few bytes ahead of `syscall`. 0 is read(2), which is never cut short, so it means "not found". */
+static uint32_t call_number(const uint8_t *after_syscall) {
+    if (after_syscall[-2] != 0x0f || after_syscall[-1] != 0x05) return 0;
+    /* Never back over the page's start: the page before need not be mapped. */
+    int reach = (int)((uint64_t)after_syscall & 4095) - 1;
+    for (int back = 7; back <= 26 && back <= reach; back++) {
+        const uint8_t *at = after_syscall - back;
+        if (at[0] != 0xb8 || at[-1] == 0x41) continue;
+        uint32_t nr;
+        memcpy(&nr, at + 1, sizeof nr);
+        if (nr < 512) return nr;
+    }
+    return 0;
+}
+
+
+static void rewind_cut_call(ucontext_t *context) {
+    greg_t *regs = context->uc_mcontext.gregs;
+    if (regs[REG_RAX] != -EINTR) return;
+    const uint8_t *after = (const uint8_t *)regs[REG_RIP];
+    uint32_t nr = call_number(after);
+    if (nr == 0 || !is_cut_short(nr)) return;
+    regs[REG_RAX] = (greg_t)nr;
+    regs[REG_RIP] -= 2;
+}
+
+static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
+    (void)signal_number;
+    int saved = errno;
+    ucontext_t *context = raw;
+    uint32_t wanted = REQUEST_WANTED;
+    if (info->si_code == SI_QUEUE) rewind_cut_call(context);
+    if (info->si_code == SI_QUEUE && (uint64_t)info->si_value.sival_ptr == __atomic_load_n(&request_cookie, __ATOMIC_ACQUIRE) &&
+        __atomic_compare_exchange_n(&request_state, &wanted, REQUEST_COPYING, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        uint64_t began = lag_now();
+        const greg_t *regs = context->uc_mcontext.gregs;
+        static const int order[LAG_REGS] = {REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP, REG_R8,
+                                            REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP};
+        for (int i = 0; i < LAG_REGS; i++) capture.regs[i] = (uint64_t)regs[order[i]];
+        copy_stack((uint64_t)regs[REG_RSP], request_stack_high, request_max_bytes);
+        capture.time_ns = began;
+        capture.pause_ns = lag_now() - began;
+        __atomic_store_n(&request_state, REQUEST_DONE, __ATOMIC_RELEASE);
+    }
+    errno = saved;
+}
+
+void lag_capture_prepare(void) { memset(&capture, 0, sizeof capture); }
+
+/* Free in node, python, redis and NIO; SIGPROF, SIGURG, SIGUSR1 and SIGUSR2 have owners. */
+int lag_signal_default(void) { return SIGRTMIN + 9; }
+
+static bool is_installed(int number) {
+    struct sigaction now;
+    return number > 0 && sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
+           now.sa_sigaction == handle_capture;
+}
+
+int lag_capture_install(int first) {
+    if (is_installed(capture_signal)) return capture_signal;
+    for (int number = first; number <= SIGRTMAX; number++) {
+        struct sigaction old;
+        if (number < SIGRTMIN || sigaction(number, NULL, &old) != 0) continue;
+        if ((old.sa_flags & SA_SIGINFO) != 0 ? old.sa_sigaction != handle_capture : old.sa_handler != SIG_DFL) continue;
+        struct sigaction ours = {.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+        ours.sa_sigaction = handle_capture;
+        sigfillset(&ours.sa_mask);
+        if (sigaction(number, &ours, NULL) != 0) continue;
+        capture_signal = number;
+        return number;
+    }
+    capture_signal = 0;
+    return 0;
+}
+
+uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes, uint64_t timeout_ns,
+                            const struct lag_capture **result) {
+    static uint64_t last_cookie;
+    /* The host may have taken the number for itself since. */
+    if (!is_installed(capture_signal)) return LAG_DROP_NO_SIGNAL;
+    request_stack_high = stack_high;
+    request_max_bytes = max_bytes;
+    uint64_t cookie = ++last_cookie | 0x4c4c000000000000ULL;
+    __atomic_store_n(&request_cookie, cookie, __ATOMIC_RELEASE);
+    __atomic_store_n(&request_state, REQUEST_WANTED, __ATOMIC_RELEASE);
+
+    siginfo_t info;
+    memset(&info, 0, sizeof info);
+    info.si_signo = capture_signal;
+    info.si_code = SI_QUEUE;
+    info.si_pid = getpid();
+    info.si_uid = getuid();
+    info.si_value.sival_ptr = (void *)cookie;
+    if (lag_syscall6(SYS_rt_tgsigqueueinfo, getpid(), tid, capture_signal, (long)&info, 0, 0) != 0) {
+        __atomic_store_n(&request_state, REQUEST_IDLE, __ATOMIC_RELEASE);
+        return LAG_DROP_NO_SIGNAL;
+    }
+    signals_sent += 1;
+
+    uint64_t deadline = lag_now() + timeout_ns;
+    uint64_t pause = 20 * 1000;
+    for (;;) {
+        if (__atomic_load_n(&request_state, __ATOMIC_ACQUIRE) == REQUEST_DONE) {
+            *result = &capture;
+            return LAG_DROP_NONE;
+        }
+        uint64_t now = lag_now();
+        if (now >= deadline) {
+            uint32_t state = REQUEST_WANTED;
+            if (__atomic_compare_exchange_n(&request_state, &state, REQUEST_IDLE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+                return LAG_DROP_TIMEOUT;
+            /* It is copying at this moment, or was preempted there: its slot must not be reused before it has left. */
+            deadline = now + timeout_ns;
+        }
+        lag_sleep_until(now + pause);
+        if (pause < 1000 * 1000) pause *= 2;
+    }
+}
+
+const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t stack_high, uint32_t max_bytes) {
+    memset(capture.regs, 0, sizeof capture.regs);
+    capture.regs[LAG_REG_RSP] = sp;
+    capture.regs[LAG_REG_RIP] = pc;
+    capture.pause_ns = 0;
+    capture.time_ns = lag_now();
+    copy_stack(sp, stack_high, max_bytes);
+    return &capture;
+}
+
+uint64_t lag_capture_signals_sent(void) { return signals_sent; }

@@ -1,0 +1,200 @@
+/* The C floor of the agent: loop slots, wait hooks, signal capture, fork handling and the few system calls that
+ * Embedded Swift cannot reach. Used by LoopLagAgent (and its Embedded twin) only.
+ *
+ * Every function says from where it may be called:
+ *   LAG_SIGNAL_SAFE   also from a signal handler: no malloc, no lock, no lazy TLS, no loader call, bounded work
+ *   LAG_LOOP_THREAD   from a host thread that is about to wait, in ordinary (not handler) context
+ *   LAG_ANY_THREAD    from any thread in ordinary context
+ * Nothing here aborts. There is no constructor: the preload object alone names its start-up function to the linker.
+ */
+#ifndef CLOOPLAG_H
+#define CLOOPLAG_H
+
+#include "looplag_layout.h"
+
+#pragma clang diagnostic ignored "-Wnullability-completeness" /* only the accessors at the end are annotated */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define LAG_SIGNAL_SAFE
+#define LAG_LOOP_THREAD
+#define LAG_ANY_THREAD
+
+/* ---- life cycle (lifecycle.c) ------------------------------------------------------------------------------- */
+
+/* Life of the agent in this process. A forked child begins again at ARMED. */
+enum {
+    LAG_LIFE_OFF = 0,      /* never asked for, disabled, or failed: hooks pass through */
+    LAG_LIFE_ARMED = 1,    /* starts at the first hooked wait */
+    LAG_LIFE_STARTING = 2, /* one thread is starting it; others pass through */
+    LAG_LIFE_RUNNING = 3,
+    LAG_LIFE_PARKED = 4,   /* detached: hooks pass through for good */
+};
+
+/* Which families of waits are loops; LOOPLAG_WAITS. */
+enum { LAG_FAMILY_EPOLL = 1, LAG_FAMILY_POLL = 2 };
+
+/* Creates the segment and the watchdog; returns false when the agent must stay off. Runs on a loop thread. */
+typedef bool (*lag_starter)(void);
+
+/* Makes the hooks live: resolves the real calls, remembers how to start. Nothing else happens before the first hooked
+ * wait. False where the process must be left alone (AT_SECURE, LOOPLAG_DISABLE, another agent already there). */
+LAG_ANY_THREAD bool lag_life_arm(uint32_t mode, lag_starter starter);
+/* Starts at once instead of at the first wait (linked build). True when running afterwards. */
+LAG_ANY_THREAD bool lag_life_start_now(void);
+LAG_ANY_THREAD uint32_t lag_life_state(void);
+LAG_ANY_THREAD uint32_t lag_life_mode(void);
+/* Ends measuring: hooks pass through, every loop loses its slot, the watchdog ends at its next tick. */
+LAG_ANY_THREAD void lag_life_park(void);
+LAG_ANY_THREAD uint32_t lag_life_epoch(void);
+/* True in the process (not a fork of it) that started the running agent. */
+LAG_SIGNAL_SAFE bool lag_life_is_ours(void);
+/* True when an agent object is already loaded in this process (preload beside a linked build). */
+LAG_ANY_THREAD bool lag_life_other_agent(void);
+/* The path to unlink at a clean exit; "" = none. `bytes` without the NUL, cut at 255. */
+LAG_ANY_THREAD void lag_life_set_segment_path(const uint8_t *path, size_t bytes);
+/* Removes the segment file and marks the segment finished, in the owning process only; idempotent. */
+LAG_ANY_THREAD void lag_life_exit(void);
+
+/* Held while the watchdog is inside dl_iterate_phdr, taken by the atfork prepare handler: a fork in that moment would
+ * leave the loader's lock held in the child for ever (glibc 2.36). */
+LAG_ANY_THREAD void lag_scan_lock(void);
+LAG_ANY_THREAD void lag_scan_unlock(void);
+
+/* ---- loops (loops.c) ------------------------------------------------------------------------------------------ */
+
+/* Hands the mapped segment to the hooks. `loops` lies in it; thresholds are private copies. */
+LAG_ANY_THREAD bool lag_loops_open(struct lag_header *header, struct lag_loop_slot *loops, uint32_t count,
+                                   uint64_t threshold_ns);
+/* Iterations at or above this are written to recent_long; any thread may read it, the watchdog writes. */
+LAG_ANY_THREAD void lag_loops_set_capture_threshold(uint64_t ns);
+/* Takes the loop's slot away from its thread: it registers anew at its next wait. */
+LAG_ANY_THREAD void lag_loop_retire(uint32_t index, uint32_t generation);
+
+/* The part of a slot that the watchdog needs, read consistently; false while the loop thread keeps changing it. */
+struct lag_loop_view {
+    uint32_t state;
+    uint32_t generation;
+    int32_t tid;
+    int32_t epfd;
+    uint64_t busy_since_ns;
+    uint64_t iterations;
+    uint32_t long_head;
+    uint32_t role;
+    struct lag_long_iteration recent_long[LAG_RECENT_LONG];
+};
+LAG_ANY_THREAD bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view);
+
+/* ---- hooks (wait_hooks.c, got.c) ------------------------------------------------------------------------------ */
+
+/* Points every loaded object's slots for the hooked calls at the hooks; returns how many it changed. Idempotent, so a
+ * rescan after a dlopen costs 0.1-0.5 ms and changes only what is new. Takes the scan lock. */
+LAG_ANY_THREAD uint32_t lag_got_patch(void);
+/* True when objects were loaded or unloaded since lag_got_patch last ran. Takes the scan lock. */
+LAG_ANY_THREAD bool lag_got_is_stale(void);
+/* Puts every slot back that still points at a hook. */
+LAG_ANY_THREAD uint32_t lag_got_restore(void);
+
+/* One row per hooked call, for patching and for tests. */
+struct lag_hook {
+    const char *name;
+    void *replacement;
+    void **real;
+    uint32_t family;
+};
+LAG_ANY_THREAD const struct lag_hook *lag_hooks(size_t *count);
+LAG_ANY_THREAD void lag_hooks_resolve(bool next_object);
+LAG_ANY_THREAD void lag_hooks_set_families(uint32_t families);
+
+/* ---- capture (capture.c) -------------------------------------------------------------------------------------- */
+
+/* What the handler copies. One request at a time: only the watchdog asks. */
+struct lag_capture {
+    uint64_t regs[LAG_REGS];
+    uint64_t stack_base;
+    uint64_t pause_ns;
+    uint64_t time_ns;
+    uint32_t stack_bytes;
+    uint32_t truncated;
+    uint8_t stack[LAG_STACK_COPY_BYTES_V8];
+};
+
+/* Pre-faults the slot. */
+LAG_ANY_THREAD void lag_capture_prepare(void);
+/* The first signal number that the agent tries: SIGRTMIN + 9. */
+LAG_ANY_THREAD int lag_signal_default(void);
+/* Installs the handler on a free realtime signal from `first` upward; 0 when none is free. */
+LAG_ANY_THREAD int lag_capture_install(int first);
+/* Signals one thread and waits for its handler at most `timeout_ns`. LAG_DROP_NONE: the capture is valid until the
+ * next call. */
+LAG_ANY_THREAD uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes, uint64_t timeout_ns,
+                                           const struct lag_capture **capture);
+/* Copies [sp, sp + max_bytes) of this process without faulting, into the same slot. */
+LAG_ANY_THREAD const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t stack_high,
+                                                             uint32_t max_bytes);
+LAG_ANY_THREAD uint64_t lag_capture_signals_sent(void);
+
+/* Reads this process's memory; returns the bytes read before the first unmapped page, 0 when none. */
+LAG_SIGNAL_SAFE size_t lag_safe_read(uint64_t address, void *into, size_t bytes);
+/* False where process_vm_readv is refused. */
+LAG_ANY_THREAD bool lag_safe_read_works(void);
+
+/* ---- threads and system calls (system.c) ---------------------------------------------------------------------- */
+
+/* Starts a plain detached thread: all signals blocked, named "looplag", small stack. */
+LAG_ANY_THREAD bool lag_thread_start(void (*body)(void *), void *argument);
+/* Gives the calling thread a descriptor table of its own, empty but for `keep` (-1 = none), which becomes descriptor 0:
+ * the host can then neither close nor inherit what the watchdog opens, nor run out of numbers by it. */
+LAG_ANY_THREAD bool lag_thread_private_descriptors(int keep);
+
+LAG_SIGNAL_SAFE uint64_t lag_clock_now(void);
+LAG_ANY_THREAD uint64_t lag_clock_realtime(void);
+LAG_ANY_THREAD uint64_t lag_clock_thread_cpu(void);
+LAG_ANY_THREAD void lag_sleep_until(uint64_t monotonic_ns);
+LAG_ANY_THREAD int32_t lag_gettid(void);
+LAG_ANY_THREAD int32_t lag_getpid(void);
+LAG_ANY_THREAD uint32_t lag_geteuid(void);
+/* Opens, reads at most `capacity` bytes and closes; negative errno on failure. */
+LAG_ANY_THREAD long lag_file_read(const char *path, void *into, size_t capacity);
+LAG_ANY_THREAD int lag_file_open(const char *path);
+LAG_ANY_THREAD long lag_file_next(int fd, void *into, size_t capacity);
+LAG_ANY_THREAD void lag_file_close(int fd);
+LAG_ANY_THREAD long lag_link_read(const char *path, void *into, size_t capacity);
+/* The inode of a file, 0 = unknown. */
+LAG_ANY_THREAD uint64_t lag_file_inode(const char *path);
+/* An environment variable, or NULL; valid while the environment is not changed. */
+LAG_ANY_THREAD const char *lag_env(const char *name);
+/* Creates, reserves and maps a private (0600) file; a left-over of the same name is replaced. Descriptor closed.
+ * Returns NULL with a negative errno in *error. */
+LAG_ANY_THREAD void *lag_segment_create(const char *path, size_t bytes, int *error);
+/* The same in a memfd, whose descriptor stays open in *fd. */
+LAG_ANY_THREAD void *lag_segment_create_memfd(size_t bytes, int *fd, int *error);
+LAG_ANY_THREAD void *lag_memory_zeroed(size_t bytes);
+LAG_ANY_THREAD void lag_memory_free(void *memory, size_t bytes);
+
+/* What runs in this process: LAG_RUNTIME_*, by exported symbols; the version string where the runtime tells it
+ * without being entered, else NULL. Loader calls: on a loop thread at start only. */
+LAG_LOOP_THREAD uint32_t lag_runtime_detect(const char **version);
+/* The role of the calling thread's loop, where its runtime tells (V8: a thread without an isolate is a helper). */
+LAG_LOOP_THREAD uint32_t lag_runtime_thread_role(void);
+
+/* Plain stores and loads with the orders the segment needs (reader side: DESIGN "sequence numbers"). On x86_64 these
+ * compile to plain moves; they only stop the compiler from reordering. */
+static inline void lag_store_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void lag_store_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline uint64_t lag_load_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint32_t lag_load_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void lag_copy(void *to, const void *from, size_t bytes) { __builtin_memcpy(to, from, bytes); }
+static inline void lag_zero(void *to, size_t bytes) { __builtin_memset(to, 0, bytes); }
+
+/* Addresses of array members, which Swift would import as tuples. */
+#pragma clang assume_nonnull begin
+static inline struct lag_lease *lag_header_leases(struct lag_header *header) { return header->leases; }
+static inline uint64_t *lag_header_drops(struct lag_header *header) { return header->samples_dropped; }
+static inline uint64_t *lag_stall_looks(struct lag_stall *stall) { return stall->look_ns; }
+static inline const void *lag_capture_stack(const struct lag_capture *capture) { return capture->stack; }
+#pragma clang assume_nonnull end
+
+#endif

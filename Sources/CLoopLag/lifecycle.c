@@ -1,0 +1,113 @@
+/* When the agent lives: armed by its owner, started by the first hooked wait, begun anew in a forked child, removed at
+ * a clean exit.
+ *
+ * Fork: the segment is mapped MADV_DONTFORK and the live page MADV_WIPEONFORK, so that a child can neither write into
+ * its parent's segment nor take its loops for its own, even after a raw clone that skips atfork handlers. A child starts
+ * its own agent at its first hooked wait; fork+exec pays nothing.
+ */
+#include "internal.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <unistd.h>
+
+uint32_t lag_life_word = LAG_LIFE_OFF;
+static uint32_t life_mode;
+static uint32_t life_epoch; /* one more with every start: an old watchdog ends when it sees a newer one */
+static lag_starter life_starter;
+static char segment_path[256];
+static int32_t segment_owner;
+static struct lag_header *segment_header;
+static pthread_mutex_t scan_mutex = PTHREAD_MUTEX_INITIALIZER;
+static bool atfork_registered;
+
+void lag_scan_lock(void) { pthread_mutex_lock(&scan_mutex); }
+void lag_scan_unlock(void) { pthread_mutex_unlock(&scan_mutex); }
+
+static void begin_again_in_child(void) {
+    /* The lock's owner may not exist here: a fresh mutex is the only safe one. */
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    memcpy(&scan_mutex, &fresh, sizeof fresh);
+    segment_path[0] = 0;
+    segment_owner = 0;
+    segment_header = NULL;
+    uint32_t state = __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE);
+    if (state == LAG_LIFE_RUNNING || state == LAG_LIFE_STARTING)
+        __atomic_store_n(&lag_life_word, LAG_LIFE_ARMED, __ATOMIC_RELEASE);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&scan_mutex); }
+static void after_fork_parent(void) { pthread_mutex_unlock(&scan_mutex); }
+static void after_fork_child(void) { begin_again_in_child(); }
+
+bool lag_life_other_agent(void) { return dlsym(RTLD_DEFAULT, "lag_agent_abi") != NULL; }
+
+bool lag_life_arm(uint32_t mode, lag_starter starter) {
+    lag_hooks_resolve(true);
+    if (getauxval(AT_SECURE) != 0) return false;
+    const char *disable = lag_env("LOOPLAG_DISABLE");
+    if (disable != NULL && disable[0] != 0 && !(disable[0] == '0' && disable[1] == 0)) return false;
+    life_mode = mode;
+    life_starter = starter;
+    if (!atfork_registered) {
+        if (pthread_atfork(before_fork, after_fork_parent, after_fork_child) != 0) return false;
+        atfork_registered = true;
+    }
+    uint32_t state = __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE);
+    while (state == LAG_LIFE_OFF || state == LAG_LIFE_PARKED) {
+        if (__atomic_compare_exchange_n(&lag_life_word, &state, LAG_LIFE_ARMED, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            __atomic_fetch_add(&life_epoch, 1, __ATOMIC_ACQ_REL);
+            break;
+        }
+    }
+    return true;
+}
+
+bool lag_life_is_ours(void) {
+    return lag_live_page != NULL && __atomic_load_n(&lag_live_page->cookie, __ATOMIC_ACQUIRE) != 0;
+}
+
+bool lag_life_admit(void) {
+    uint32_t state = __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE);
+    if (state == LAG_LIFE_RUNNING) {
+        if (LAG_LIKELY(lag_life_is_ours())) return true;
+        begin_again_in_child(); /* a raw clone: no atfork handler ran here */
+        state = LAG_LIFE_ARMED;
+    }
+    if (state != LAG_LIFE_ARMED) return false;
+    if (!__atomic_compare_exchange_n(&lag_life_word, &state, LAG_LIFE_STARTING, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE))
+        return state == LAG_LIFE_RUNNING && lag_life_is_ours();
+    bool started = life_starter != NULL && life_starter();
+    __atomic_store_n(&lag_life_word, started ? LAG_LIFE_RUNNING : LAG_LIFE_OFF, __ATOMIC_RELEASE);
+    return started;
+}
+
+bool lag_life_start_now(void) { return lag_life_admit(); }
+uint32_t lag_life_state(void) { return __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE); }
+uint32_t lag_life_mode(void) { return life_mode; }
+uint32_t lag_life_epoch(void) { return __atomic_load_n(&life_epoch, __ATOMIC_ACQUIRE); }
+
+void lag_life_park(void) {
+    __atomic_store_n(&lag_life_word, LAG_LIFE_PARKED, __ATOMIC_RELEASE);
+    lag_loops_close();
+}
+
+void lag_life_set_segment_path(const uint8_t *path, size_t bytes) {
+    if (bytes >= sizeof segment_path) bytes = 0; /* half a path must never be unlinked */
+    memcpy(segment_path, path, bytes);
+    segment_path[bytes] = 0;
+    segment_owner = getpid();
+}
+
+void lag_life_set_header(struct lag_header *header);
+void lag_life_set_header(struct lag_header *header) { segment_header = header; }
+
+void lag_life_exit(void) {
+    if (!lag_life_is_ours() || segment_owner != getpid()) return;
+    if (segment_header != NULL) lag_store_u32(&segment_header->state, LAG_STATE_FINISHED);
+    if (segment_path[0] != 0) unlink(segment_path);
+    segment_path[0] = 0;
+}

@@ -1,0 +1,195 @@
+/* The system calls that the agent's Swift needs, in shapes that Embedded Swift can call, and the watchdog's thread.
+ * Runs on the watchdog and on the thread that starts the agent. Opens nothing that it does not close, except the
+ * segment's memfd.
+ */
+#include "internal.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+struct start {
+    void (*body)(void *);
+    void *argument;
+};
+
+static void *run_thread(void *raw) {
+    struct start *start = raw;
+    lag_thread_self()->in_setup = 1; /* whatever this thread waits in is nobody's loop */
+    start->body(start->argument);
+    return NULL;
+}
+
+bool lag_thread_start(void (*body)(void *), void *argument) {
+    static struct start start; /* one watchdog a process; a child writes its own copy */
+    start.body = body;
+    start.argument = argument;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) return false;
+    /* glibc takes the host's static TLS out of this; untouched pages cost nothing. */
+    (void)pthread_attr_setstacksize(&attributes, 512 << 10);
+    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigset_t all, old;
+    sigfillset(&all);
+    bool started = false;
+    /* The new thread inherits the mask: no signal of the host's may ever run on it. */
+    if (pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
+        pthread_t thread;
+        started = pthread_create(&thread, &attributes, run_thread, &start) == 0;
+        if (started) (void)pthread_setname_np(thread, "looplag");
+        (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+    }
+    pthread_attr_destroy(&attributes);
+    return started;
+}
+
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
+bool lag_thread_private_descriptors(int keep) {
+    enum { UNSHARE = 2 }; /* CLOSE_RANGE_UNSHARE: the new table is made without the closed ones, nothing is flushed */
+    if (keep < 0) return syscall(SYS_close_range, 0u, ~0u, UNSHARE) == 0;
+    if (keep > 0) {
+        if (syscall(SYS_close_range, 0u, (unsigned)keep - 1, UNSHARE) != 0) return false;
+        return syscall(SYS_close_range, (unsigned)keep + 1, ~0u, 0) == 0;
+    }
+    return syscall(SYS_close_range, 1u, ~0u, UNSHARE) == 0;
+}
+
+uint64_t lag_clock_now(void) { return lag_now(); }
+
+static uint64_t read_clock(clockid_t clock) {
+    struct timespec t = {0, 0};
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint64_t lag_clock_realtime(void) { return read_clock(CLOCK_REALTIME); }
+uint64_t lag_clock_thread_cpu(void) { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
+
+void lag_sleep_until(uint64_t ns) {
+    struct timespec until = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+    (void)clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+}
+
+int32_t lag_gettid(void) { return (int32_t)syscall(SYS_gettid); }
+int32_t lag_getpid(void) { return (int32_t)getpid(); }
+uint32_t lag_geteuid(void) { return (uint32_t)geteuid(); }
+
+int lag_file_open(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    return fd >= 0 ? fd : -errno;
+}
+
+long lag_file_next(int fd, void *into, size_t capacity) {
+    ssize_t n;
+    do n = read(fd, into, capacity);
+    while (n < 0 && errno == EINTR);
+    return n >= 0 ? n : -errno;
+}
+
+void lag_file_close(int fd) { (void)close(fd); }
+
+long lag_file_read(const char *path, void *into, size_t capacity) {
+    int fd = lag_file_open(path);
+    if (fd < 0) return fd;
+    long n = lag_file_next(fd, into, capacity);
+    close(fd);
+    return n;
+}
+
+long lag_link_read(const char *path, void *into, size_t capacity) {
+    ssize_t n = readlink(path, into, capacity);
+    return n >= 0 ? n : -errno;
+}
+
+uint64_t lag_file_inode(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0 ? status.st_ino : 0;
+}
+
+const char *lag_env(const char *name) { return getenv(name); }
+
+static void *map_segment(int fd, size_t bytes, int *error) {
+    /* Reserved now, so that a full tmpfs is an error here and never a SIGBUS later. */
+    int refused = posix_fallocate(fd, 0, (off_t)bytes);
+    if (refused != 0) {
+        *error = -refused;
+        return NULL;
+    }
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) {
+        *error = -errno;
+        return NULL;
+    }
+    (void)madvise(memory, bytes, MADV_DONTFORK);
+    return memory;
+}
+
+void *lag_segment_create(const char *path, size_t bytes, int *error) {
+    int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    int fd = open(path, flags, 0600);
+    if (fd < 0 && errno == EEXIST && unlink(path) == 0) {
+        /* Our own pid and start time: what this process left before an exec. */
+        fd = open(path, flags, 0600);
+    }
+    if (fd < 0) {
+        *error = -errno;
+        return NULL;
+    }
+    (void)fchmod(fd, 0600); /* whatever the umask took away */
+    void *memory = map_segment(fd, bytes, error);
+    if (memory == NULL) unlink(path);
+    close(fd);
+    return memory;
+}
+
+void *lag_segment_create_memfd(size_t bytes, int *fd, int *error) {
+    *fd = (int)syscall(SYS_memfd_create, "looplag", 1u /* MFD_CLOEXEC */);
+    if (*fd < 0) {
+        *error = -errno;
+        return NULL;
+    }
+    (void)fchmod(*fd, 0600);
+    void *memory = map_segment(*fd, bytes, error);
+    if (memory == NULL) {
+        close(*fd);
+        *fd = -1;
+    }
+    return memory;
+}
+
+void *lag_memory_zeroed(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+void lag_memory_free(void *memory, size_t bytes) { (void)munmap(memory, bytes); }
+
+static void *(*current_isolate)(void);
+
+uint32_t lag_runtime_detect(const char **version) {
+    *version = NULL;
+    /* v8::Isolate::TryGetCurrent(): exported by node since V8 9, reads one thread-local word. */
+    current_isolate = (void *(*)(void))dlsym(RTLD_DEFAULT, "_ZN2v87Isolate13TryGetCurrentEv");
+    if (current_isolate != NULL) return LAG_RUNTIME_NODE;
+    const char *(*python)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
+    if (python != NULL) {
+        *version = python(); /* a static string, made without the GIL */
+        return LAG_RUNTIME_CPYTHON;
+    }
+    if (lag_life_mode() == LAG_MODE_LINKED || dlsym(RTLD_DEFAULT, "swift_retain") != NULL) return LAG_RUNTIME_SWIFT;
+    return LAG_RUNTIME_NATIVE;
+}
+
+uint32_t lag_runtime_thread_role(void) {
+    if (current_isolate == NULL) return LAG_ROLE_UNKNOWN;
+    return current_isolate() != NULL ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
+}

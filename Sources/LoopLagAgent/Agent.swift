@@ -1,0 +1,94 @@
+/// The agent's life in one process: armed, started at the first wait (or at once when linked), parked, removed.
+///
+/// Called by LoopLag (linked build) and by the start-up functions of the preload object. `begin` runs on a thread of the
+/// host, in ordinary context, once a process (once more in each forked child); everything later runs on the watchdog's
+/// own thread. It refuses to trap: whatever fails leaves the host as it was, without an agent.
+
+import CLoopLag
+
+public enum Agent {
+    public enum StartResult: UInt8, Sendable {
+        case running
+        /// LOOPLAG_DISABLE, or a privileged (AT_SECURE) process.
+        case disabled
+        /// A preloaded agent already measures this process.
+        case alreadyMeasured
+        /// No slot of any loaded object names a wait: a fully static executable.
+        case noWaitFound
+        /// Not enough memory, descriptors or threads.
+        case failed
+    }
+
+    // Safety: written before the hooks are armed, read by the one thread that wins the start.
+    nonisolated(unsafe) private static var requestedThreshold: UInt64 = 0
+
+    /// Starts the agent in a process that links it. Cost: 1-2 ms, once. Any thread.
+    /// - Parameter threshold: nanoseconds; 0 = LOOPLAG_THRESHOLD or 100 ms.
+    public static func startLinked(threshold: UInt64) -> StartResult {
+        if lag_life_state() == UInt32(LAG_LIFE_RUNNING), lag_life_is_ours() { return .running }
+        if lag_life_other_agent() { return .alreadyMeasured }
+        requestedThreshold = threshold
+        guard lag_life_arm(UInt32(LAG_MODE_LINKED), begin) else { return .disabled }
+        guard lag_life_start_now() else { return .failed }
+        if lag_got_patch() == 0, patchedBefore == false {
+            stop()
+            return .noWaitFound
+        }
+        patchedBefore = true
+        return .running
+    }
+
+    // Safety: only startLinked touches it, and a second start after stop() is the caller's to serialise.
+    nonisolated(unsafe) private static var patchedBefore = false
+
+    /// Arms a preloaded agent: nothing happens until the host first waits.
+    static func armPreloaded() {
+        requestedThreshold = 0
+        _ = lag_life_arm(UInt32(LAG_MODE_PRELOAD), begin)
+    }
+
+    /// Ends measuring and removes the segment. The hooks stay and pass through; the watchdog ends at its next tick.
+    public static func stop() {
+        if lag_life_mode() == UInt32(LAG_MODE_LINKED) { _ = lag_got_restore() }
+        patchedBefore = false
+        lag_life_exit()
+        lag_life_park()
+    }
+
+    /// The starter that the hooks call: segment, watchdog, nothing else.
+    private static let begin: @convention(c) () -> Bool = {
+        let settings = Settings.fromEnvironment(threshold: requestedThreshold == 0 ? nil : requestedThreshold)
+        lag_hooks_set_families(settings.families)
+        guard let segment = Segment.create(threshold: settings.threshold) else { return false }
+        guard
+            lag_loops_open(
+                segment.header, segment.loops, UInt32(truncatingIfNeeded: segment.loopCount), settings.threshold),
+            let watchdog = Watchdog.make(segment: segment, settings: settings),
+            lag_thread_start({ Watchdog.run($0) }, watchdog)
+        else {
+            lag_life_exit()
+            return false
+        }
+        return true
+    }
+}
+
+#if LOOPLAG_EMBEDDED
+/// The preload object's start-up (`-init`): resolves the real calls, reads two variables, returns.
+@_cdecl("lag_preload_init")
+public func preloadInit() { Agent.armPreloaded() }
+
+/// The preload object's end (`-fini`): a clean exit removes the segment.
+@_cdecl("lag_preload_exit")
+public func preloadExit() { lag_life_exit() }
+
+/// Says that an agent is in this process, and which layout it writes.
+@_cdecl("lag_agent_abi")
+public func agentABI() -> UInt32 { UInt32(LAG_ABI_VERSION) }
+
+/// node's `process.dlopen` unloads an object that does not export this.
+@_cdecl("napi_register_module_v1")
+public func registerNodeModule(_ environment: UnsafeMutableRawPointer?, _ exports: UnsafeMutableRawPointer?)
+    -> UnsafeMutableRawPointer?
+{ exports }
+#endif

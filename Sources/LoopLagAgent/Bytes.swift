@@ -1,0 +1,159 @@
+/// Byte-level text for the agent: Embedded Swift has no String work that a host could be given (interpolation costs
+/// 20 KB, comparison does not load). Everything is bounded and total: no input makes it trap.
+
+import CLoopLag
+
+/// A cursor over bytes that a file of /proc gave us.
+struct ByteParser {
+    private let bytes: UnsafePointer<UInt8>
+    private(set) var position: Int
+    let end: Int
+
+    init(_ bytes: UnsafePointer<UInt8>, count: Int, from start: Int = 0) {
+        self.bytes = bytes
+        self.end = count > 0 ? count : 0
+        self.position = start < 0 ? 0 : (start < self.end ? start : self.end)
+    }
+
+    var isAtEnd: Bool { position >= end }
+    var peek: UInt8? { position < end ? bytes[position] : nil }
+
+    mutating func next() -> UInt8? {
+        guard position < end else { return nil }
+        let byte = bytes[position]
+        position &+= 1
+        return byte
+    }
+
+    mutating func skip(_ byte: UInt8) {
+        while peek == byte { position &+= 1 }
+    }
+
+    /// Moves behind the next `byte`; false (and at the end) when there is none.
+    mutating func passOver(_ byte: UInt8) -> Bool {
+        while let found = next() {
+            if found == byte { return true }
+        }
+        return false
+    }
+
+    /// Skips `count` blank-separated fields.
+    mutating func skipFields(_ count: Int) {
+        var left = count
+        while left > 0, !isAtEnd {
+            skip(UInt8(ascii: " "))
+            while let byte = peek, byte != UInt8(ascii: " "), byte != UInt8(ascii: "\n") { position &+= 1 }
+            left &-= 1
+        }
+        skip(UInt8(ascii: " "))
+    }
+
+    mutating func decimal() -> UInt64? {
+        var value: UInt64 = 0
+        var digits = 0
+        while let byte = peek, byte >= 0x30, byte <= 0x39 {
+            value = value &* 10 &+ UInt64(byte &- 0x30)
+            digits &+= 1
+            position &+= 1
+        }
+        return digits > 0 && digits < 21 ? value : nil
+    }
+
+    /// With or without a leading 0x.
+    mutating func hexadecimal() -> UInt64? {
+        if peek == 0x30, position &+ 1 < end, bytes[position &+ 1] | 0x20 == UInt8(ascii: "x") { position &+= 2 }
+        var value: UInt64 = 0
+        var digits = 0
+        while let byte = peek {
+            let digit: UInt8
+            switch byte {
+            case 0x30...0x39: digit = byte &- 0x30
+            case 0x41...0x46: digit = byte &- 0x41 &+ 10
+            case 0x61...0x66: digit = byte &- 0x61 &+ 10
+            default:
+                return digits > 0 && digits <= 16 ? value : nil
+            }
+            value = value &<< 4 | UInt64(digit)
+            digits &+= 1
+            position &+= 1
+        }
+        return digits > 0 && digits <= 16 ? value : nil
+    }
+
+    /// Whether the bytes from here on begin with `text`; moves behind it if so.
+    mutating func take(_ text: StaticString) -> Bool {
+        let count = text.utf8CodeUnitCount
+        guard end &- position >= count else { return false }
+        let wanted = text.utf8Start
+        var i = 0
+        while i < count {
+            if bytes[position &+ i] != wanted[i] { return false }
+            i &+= 1
+        }
+        position &+= count
+        return true
+    }
+}
+
+/// Builds a NUL-terminated text, most often a path, in memory that its owner lends. Past its end it stays cut, and
+/// `isComplete` says so.
+struct ByteBuilder {
+    let start: UnsafeMutablePointer<UInt8>
+    let capacity: Int
+    private(set) var count = 0
+    private(set) var isComplete = true
+
+    init(_ start: UnsafeMutablePointer<UInt8>, capacity: Int) {
+        self.start = start
+        self.capacity = capacity
+        if capacity > 0 { start[0] = 0 }
+    }
+
+    mutating func append(_ byte: UInt8) {
+        guard count &+ 1 < capacity else {
+            isComplete = false
+            return
+        }
+        start[count] = byte
+        count &+= 1
+        start[count] = 0
+    }
+
+    mutating func append(_ text: StaticString) {
+        var i = 0
+        while i < text.utf8CodeUnitCount {
+            append(text.utf8Start[i])
+            i &+= 1
+        }
+    }
+
+    mutating func append(decimal value: UInt64) {
+        var divisor: UInt64 = 1
+        while value / divisor >= 10 { divisor &*= 10 }
+        while divisor > 0 {
+            append(UInt8(truncatingIfNeeded: 0x30 &+ (value / divisor) % 10))
+            divisor /= 10
+        }
+    }
+
+    mutating func append(_ bytes: UnsafePointer<UInt8>, count: Int) {
+        var i = 0
+        while i < count {
+            append(bytes[i])
+            i &+= 1
+        }
+    }
+
+    mutating func append(cString: UnsafePointer<CChar>, limit: Int) {
+        var i = 0
+        while i < limit, cString[i] != 0 {
+            append(UInt8(bitPattern: cString[i]))
+            i &+= 1
+        }
+    }
+
+    /// The text as C takes it.
+    var path: UnsafePointer<CChar> {
+        UnsafeRawPointer(start).assumingMemoryBound(to: CChar.self)
+    }
+}

@@ -1,0 +1,135 @@
+/// Decides how a stalled thread's stack is taken, cheapest first, and writes it to the ring.
+///
+/// Watchdog only. The law: a thread that is blocked in the kernel is never signalled, whatever it is blocked in, because
+/// its SP and PC are to be had from /proc and its stack by a fault-proof read, and its sleep must last as long as it asked
+/// for. Only a running thread gets the one realtime signal. Blocked without evidence: nothing is done, and counted.
+
+import CLoopLag
+
+struct Capture {
+    /// How long a running thread may take to serve the signal: it may be waiting for a CPU.
+    private static let signalTimeout: UInt64 = 20_000_000
+
+    private let header: UnsafeMutablePointer<lag_header>
+    private let scratch: Scratch
+    private let takesStacks: Bool
+    private let firstSignal: Int32
+    private let stackBytes: UInt32
+    private(set) var ring: SampleRing
+    private(set) var modules: ModuleTable
+
+    init?(_ segment: Segment, _ settings: Settings, _ scratch: Scratch) {
+        guard let ring = SampleRing(segment), let modules = ModuleTable(segment) else { return nil }
+        header = segment.header
+        self.scratch = scratch
+        self.ring = ring
+        self.modules = modules
+        firstSignal = settings.firstSignal != 0 ? settings.firstSignal : lag_signal_default()
+        let isV8 = segment.header.pointee.runtime == UInt32(LAG_RUNTIME_NODE)
+        stackBytes = UInt32(isV8 ? LAG_STACK_COPY_BYTES_V8 : LAG_STACK_COPY_BYTES)
+        takesStacks = settings.takesStacks && segment.sampleBytes > 0
+        if !takesStacks { header.pointee.degraded |= UInt64(LAG_DEGRADED_STACKS_OFF) }
+        if !lag_safe_read_works() { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SAFE_READ) }
+        lag_capture_prepare()
+    }
+
+    /// Whether capturing makes sense at all in this process.
+    var isPossible: Bool { takesStacks && header.pointee.degraded & UInt64(LAG_DEGRADED_NO_SAFE_READ) == 0 }
+
+    /// Takes one sample of a stalled thread. Returns the LAG_DROP_* reason when there is none.
+    mutating func take(
+        slot: Int, pointer: UnsafeMutablePointer<lag_loop_slot>, view: lag_loop_view, stall: UInt64, look: ThreadLook,
+        now: UInt64
+    ) -> UInt32 {
+        guard takesStacks else { return drop(LAG_DROP_DISABLED) }
+        guard isPossible else { return drop(LAG_DROP_READ_FAILED) }
+        modules.refresh(now: now)
+
+        var sample = lag_sample()
+        sample.stall_id = stall
+        sample.loop_index = UInt32(truncatingIfNeeded: slot)
+        sample.tid = view.tid
+        sample.thread_state = look.state
+        sample.syscall_nr = -1
+        var capture: UnsafePointer<lag_capture>?
+
+        switch look.place {
+        case .gone: return drop(LAG_DROP_GONE)
+        case .stopped, .blockedSomewhere: return drop(LAG_DROP_NO_EVIDENCE)
+        case .inCall, .inFault:
+            if case .inCall(let number) = look.place { sample.syscall_nr = number }
+            guard look.stackPointer != 0 else { return drop(LAG_DROP_NO_EVIDENCE) }
+            capture = lag_capture_passive(
+                look.stackPointer, look.programCounter, pointer.pointee.stack_high, stackBytes)
+            // The copy is worth something only if the thread is where it was: same place, same iteration.
+            var readable = true
+            let again = ThreadLook.at(view.tid, scratch, syscallReadable: &readable)
+            guard again.place == look.place, again.stackPointer == look.stackPointer,
+                again.programCounter == look.programCounter
+            else { return drop(LAG_DROP_MOVED) }
+            sample.method = UInt8(LAG_SAMPLE_PASSIVE)
+            sample.regs_valid = 1 &<< UInt32(LAG_REG_RSP) | 1 &<< UInt32(LAG_REG_RIP)
+            withUnsafeMutablePointer(to: &sample.wait_channel) { channel in
+                channel.withMemoryRebound(to: UInt8.self, capacity: 32) {
+                    ThreadLook.waitChannel(view.tid, scratch, into: $0)
+                }
+            }
+        case .running:
+            let number = lag_capture_install(firstSignal)
+            header.pointee.signal_number = number
+            guard number != 0 else {
+                header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SIGNAL)
+                return drop(LAG_DROP_NO_SIGNAL)
+            }
+            guard !ThreadLook.blocksSignal(view.tid, number, scratch) else { return drop(LAG_DROP_NO_SIGNAL) }
+            // The last look before the signal: a loop that has reached its wait is not to be woken.
+            guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else {
+                return drop(LAG_DROP_MOVED)
+            }
+            let failure = lag_capture_signal(
+                view.tid, pointer.pointee.stack_high, stackBytes, Self.signalTimeout, &capture)
+            header.pointee.signals_sent = lag_capture_signals_sent()
+            guard failure == UInt32(LAG_DROP_NONE) else { return drop(Int(failure)) }
+            sample.method = UInt8(LAG_SAMPLE_SIGNAL)
+            sample.regs_valid = (1 &<< UInt32(LAG_REGS)) &- 1
+        }
+
+        guard let capture, capture.pointee.stack_bytes > 0 else { return drop(LAG_DROP_READ_FAILED) }
+        guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return drop(LAG_DROP_MOVED) }
+        sample.time_ns = capture.pointee.time_ns
+        sample.offset_ns = sample.time_ns &- view.busy_since_ns
+        sample.pause_ns = capture.pointee.pause_ns
+        sample.regs = capture.pointee.regs
+        sample.stack_base = capture.pointee.stack_base
+        if capture.pointee.truncated != 0 { sample.flags |= UInt16(LAG_SAMPLE_TRUNCATED) }
+        let bytes = Int(capture.pointee.stack_bytes)
+        guard ring.hasRoom(stackBytes: bytes) else { return drop(LAG_DROP_NO_ROOM) }
+        ring.append(sample, stack: lag_capture_stack(capture), stackBytes: bytes)
+        header.pointee.samples_taken &+= 1
+        header.pointee.pause_total_ns &+= sample.pause_ns
+        if sample.pause_ns > header.pointee.pause_max_ns { header.pointee.pause_max_ns = sample.pause_ns }
+        return UInt32(LAG_DROP_NONE)
+    }
+
+    /// Says in the ring why a stall has no stack: a record without one.
+    mutating func explain(slot: Int, view: lag_loop_view, stall: UInt64, look: ThreadLook, reason: UInt32, now: UInt64) {
+        var sample = lag_sample()
+        sample.stall_id = stall
+        sample.loop_index = UInt32(truncatingIfNeeded: slot)
+        sample.tid = view.tid
+        sample.thread_state = look.state
+        sample.syscall_nr = -1
+        if case .inCall(let number) = look.place { sample.syscall_nr = number }
+        sample.flags = UInt16(LAG_SAMPLE_NO_STACK)
+        sample.no_stack_reason = reason
+        sample.time_ns = now
+        sample.offset_ns = now &- view.busy_since_ns
+        ring.append(sample, stack: nil, stackBytes: 0)
+    }
+
+    private func drop(_ reason: Int) -> UInt32 {
+        let drops = lag_header_drops(header)
+        if reason >= 0, reason < Int(LAG_DROPS) { drops[reason] &+= 1 }
+        return UInt32(truncatingIfNeeded: reason)
+    }
+}

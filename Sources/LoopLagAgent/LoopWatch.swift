@@ -1,0 +1,291 @@
+/// What the watchdog remembers of one loop between two of its ticks, and what it does about it: opens a stall while it
+/// runs, looks at the thread, samples it, closes the record with the length that the loop measured.
+///
+/// Watchdog only; one per loop slot, in memory that is zero at first.
+
+import CLoopLag
+
+/// What all loops share: where records and samples go.
+struct WatchContext {
+    let segment: Segment
+    let scratch: Scratch
+    var book: StallBook
+    var capture: Capture
+    /// The smallest threshold asked for by anyone.
+    var threshold: UInt64
+    /// Raised while the agent is over its CPU budget: samples become rarer, looks stay.
+    var backOff: UInt64 = 0
+    var syscallReadable = true
+    /// How late this tick was.
+    var late: UInt64 = 0
+}
+
+struct LoopWatch {
+    private static let maximumSamples: UInt32 = 24
+    private static let denseSamples: UInt32 = 8
+
+    private var generation: UInt32
+    /// recent_long entries already taken over.
+    private var longTail: UInt32
+    private var stall: UInt64
+    private var stallStart: UInt64
+    private var nextSample: UInt64
+    private var sampleGap: UInt64
+    private var nextLook: UInt64
+    private var lastLook: UInt64
+    private var samples: UInt32
+    private var explained: UInt32
+    private var lastKind: Int
+    private var lastPlace: ThreadLook.Place
+    private var lastSP: UInt64
+    private var firstRun: UInt64
+    private var firstWait: UInt64
+    private var lastRun: UInt64
+    private var lastWait: UInt64
+    private var firstFaults: UInt64
+    private var worstLate: UInt64
+    private var accountAt: UInt64
+
+    static var zero: LoopWatch {
+        LoopWatch(
+            generation: 0, longTail: 0, stall: 0, stallStart: 0, nextSample: 0, sampleGap: 0, nextLook: 0, lastLook: 0,
+            samples: 0, explained: 0, lastKind: 0, lastPlace: .blockedSomewhere, lastSP: 0, firstRun: 0, firstWait: 0,
+            lastRun: 0, lastWait: 0, firstFaults: 0, worstLate: 0, accountAt: 0)
+    }
+
+    /// One tick for one slot. Returns whether the loop is busy at this moment.
+    mutating func tick(
+        _ index: Int, _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ now: UInt64, _ context: inout WatchContext
+    ) -> Bool {
+        var view = lag_loop_view()
+        guard lag_loop_read(pointer, &view) else { return true }
+        if view.generation != generation {
+            if stall != 0 { drop(&context) }
+            self = .zero
+            generation = view.generation
+        }
+        guard view.state != UInt32(LAG_LOOP_FREE) else { return false }
+        if context.late > worstLate { worstLate = context.late }
+        takeOverLong(index, view, &context)
+        guard view.state == UInt32(LAG_LOOP_LIVE) else {
+            if stall != 0 { drop(&context) }
+            return false
+        }
+        readAccount(pointer, view.tid, now, &context)
+        guard view.busy_since_ns != 0 else {
+            // Closed, but not among the long ones: the threshold was raised between. Its length is not known.
+            if stall != 0 { drop(&context) }
+            return false
+        }
+        if stall != 0, stallStart != view.busy_since_ns { drop(&context) }
+        let elapsed = now > view.busy_since_ns ? now &- view.busy_since_ns : 0
+        guard elapsed >= context.threshold else { return true }
+        if stall == 0 {
+            guard open(index, view, now, &context) else { return false }
+        }
+        if now >= nextLook { observe(index, pointer, view, now, &context) }
+        return true
+    }
+
+    // MARK: - opening and closing
+
+    private mutating func open(_ index: Int, _ view: lag_loop_view, _ now: UInt64, _ context: inout WatchContext)
+        -> Bool
+    {
+        // A thread that ran a loop once and now waits elsewhere is not stalled: its descriptor is gone.
+        guard DescriptorCheck.isStillEpoll(view, context.scratch) else {
+            lag_loop_retire(UInt32(truncatingIfNeeded: index), view.generation)
+            return false
+        }
+        stall = context.book.open(slot: index, view: view, start: view.busy_since_ns, detected: now)
+        stallStart = view.busy_since_ns
+        nextSample = now
+        let half = context.threshold / 2
+        sampleGap = half > 5_000_000 ? half : 5_000_000
+        nextLook = now
+        lastLook = 0
+        samples = 0
+        explained = 0
+        worstLate = context.late
+        return true
+    }
+
+    /// Takes over the iterations that ended at or above the threshold since the last tick: the open stall gets its exact
+    /// length, one that began and ended between two ticks becomes a record at once.
+    private mutating func takeOverLong(_ index: Int, _ view: lag_loop_view, _ context: inout WatchContext) {
+        let capacity = UInt32(LAG_RECENT_LONG)
+        if view.long_head &- longTail > capacity {
+            context.segment.header.pointee.stalls_missed &+= UInt64(view.long_head &- longTail &- capacity)
+            longTail = view.long_head &- capacity
+        }
+        var entries = view.recent_long
+        withUnsafePointer(to: &entries) { tuple in
+            tuple.withMemoryRebound(to: lag_long_iteration.self, capacity: Int(capacity)) { list in
+                while longTail != view.long_head {
+                    let entry = list[Int(longTail % capacity)]
+                    longTail &+= 1
+                    if stall != 0, entry.start_ns == stallStart {
+                        close(entry, &context)
+                    } else if entry.duration_ns >= context.threshold {
+                        _ = context.book.open(
+                            slot: index, view: view, start: entry.start_ns, detected: 0, state: Int(LAG_STALL_CLOSED),
+                            duration: entry.duration_ns)
+                        let late = worstLate
+                        context.book.change(context.segment.header.pointee.stalls_opened) {
+                            $0.pointee.watchdog_late_ns = late
+                        }
+                    }
+                }
+            }
+        }
+        if stall == 0 { worstLate = context.late }
+    }
+
+    private mutating func close(_ entry: lag_long_iteration, _ context: inout WatchContext) {
+        let end = entry.start_ns &+ entry.duration_ns
+        let rest = lastLook != 0 && end > lastLook ? end &- lastLook : 0
+        let kind = lastKind
+        let late = worstLate
+        context.book.change(stall) { record in
+            record.pointee.duration_ns = entry.duration_ns
+            record.pointee.watchdog_late_ns = late
+            let looks = lag_stall_looks(record)
+            if kind >= 0, kind < Int(LAG_LOOKS) { looks[kind] &+= rest }
+            record.pointee.state = UInt32(LAG_STALL_CLOSED)
+        }
+        stall = 0
+    }
+
+    private mutating func drop(_ context: inout WatchContext) {
+        context.book.change(stall) { $0.pointee.state = UInt32(LAG_STALL_DROPPED) }
+        stall = 0
+    }
+
+    // MARK: - looking and sampling
+
+    private mutating func observe(
+        _ index: Int, _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ view: lag_loop_view, _ now: UInt64,
+        _ context: inout WatchContext
+    ) {
+        let look = ThreadLook.at(view.tid, context.scratch, syscallReadable: &context.syscallReadable)
+        if look.place == .gone {
+            lag_loop_retire(UInt32(truncatingIfNeeded: index), view.generation)
+            drop(&context)
+            return
+        }
+        account(look, view, now, &context)
+        // Short stalls are looked at every tick; one that lasts for minutes does not need that.
+        let elapsed = now &- view.busy_since_ns
+        nextLook = now &+ (elapsed > 10_000_000_000 ? elapsed / 64 : 0)
+        guard now >= nextSample, samples < Self.maximumSamples else { return }
+        nextSample = now &+ sampleGap &* (1 &+ context.backOff)
+        if samples >= Self.denseSamples { sampleGap &+= sampleGap / 2 }
+        if samples > 0, look.place != .running, look.place == lastPlace, look.stackPointer == lastSP { return }
+
+        let reason = context.capture.take(
+            slot: index, pointer: pointer, view: view, stall: stall, look: look, now: now)
+        if reason == UInt32(LAG_DROP_NONE) {
+            samples &+= 1
+            lastPlace = look.place
+            lastSP = look.stackPointer
+            let count = samples
+            context.book.change(stall) { $0.pointee.samples = count }
+        } else if samples == 0, explained != reason, reason != UInt32(LAG_DROP_MOVED) {
+            explained = reason
+            context.capture.explain(slot: index, view: view, stall: stall, look: look, reason: reason, now: now)
+        }
+    }
+
+    /// Adds what this look says to the record: the time since the look before counts for what is seen now.
+    private mutating func account(
+        _ look: ThreadLook, _ view: lag_loop_view, _ now: UInt64, _ context: inout WatchContext
+    ) {
+        let isFirst = lastLook == 0
+        if isFirst {
+            firstRun = look.runTime
+            firstWait = look.waitTime
+            lastRun = look.runTime
+            lastWait = look.waitTime
+            firstFaults = look.majorFaults
+        }
+        let interval = now &- (isFirst ? view.busy_since_ns : lastLook)
+        var waited = look.hasAccount && look.waitTime > lastWait ? look.waitTime &- lastWait : 0
+        if waited > interval { waited = interval }
+        let ran = look.hasAccount && look.runTime > lastRun ? look.runTime &- lastRun : 0
+        var kind = look.kind
+        // Neither ran nor wanted to, and yet is not blocked: the whole process stood still.
+        if !isFirst, kind == Int(LAG_LOOK_ON_CPU), look.hasAccount, ran &+ waited < interval / 10, context.late > interval / 2 {
+            kind = Int(LAG_LOOK_STOPPED)
+        }
+        lastRun = look.runTime
+        lastWait = look.waitTime
+        lastLook = now
+        lastKind = kind
+        let first = (run: firstRun, wait: firstWait, faults: firstFaults)
+        let observed = now &- view.busy_since_ns
+        let scratch = context.scratch
+        let late = worstLate
+        var channel = lag_stall().wait_channel
+        if case .inCall = look.place {
+            withUnsafeMutablePointer(to: &channel) {
+                $0.withMemoryRebound(to: UInt8.self, capacity: 32) {
+                    ThreadLook.waitChannel(view.tid, scratch, into: $0)
+                }
+            }
+        }
+        context.book.change(stall) { record in
+            let looks = lag_stall_looks(record)
+            let queued = kind == Int(LAG_LOOK_ON_CPU) ? waited : 0
+            looks[kind] &+= interval &- queued
+            looks[Int(LAG_LOOK_RUN_QUEUE)] &+= queued
+            record.pointee.looks &+= 1
+            record.pointee.observed_ns = isFirst ? 0 : observed &- (record.pointee.detected_ns &- view.busy_since_ns)
+            if look.hasAccount {
+                record.pointee.cpu_ns = look.runTime &- first.run
+                record.pointee.run_queue_ns = look.waitTime &- first.wait
+            }
+            record.pointee.major_faults = look.majorFaults &- first.faults
+            record.pointee.watchdog_late_ns = late
+            if case .inCall(let number) = look.place {
+                record.pointee.syscall_nr = number
+                record.pointee.wait_channel = channel
+            }
+        }
+    }
+
+    /// The loop thread's scheduler account, about once a second.
+    private mutating func readAccount(
+        _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ tid: Int32, _ now: UInt64, _ context: inout WatchContext
+    ) {
+        guard accountAt == 0 || now &- accountAt >= 1_000_000_000 else { return }
+        accountAt = now
+        let count = context.scratch.read(task: tid, "schedstat")
+        guard count > 0 else {
+            if count == ThreadLook.noEntry { context.segment.header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_TASK_DIR) }
+            return
+        }
+        var fields = ByteParser(context.scratch.text, count: count)
+        guard let run = fields.decimal() else { return }
+        fields.skip(UInt8(ascii: " "))
+        guard let wait = fields.decimal() else { return }
+        if pointer.pointee.sched_at_ns == 0 { pointer.pointee.sched_first_wait_ns = wait }
+        pointer.pointee.sched_run_ns = run
+        pointer.pointee.sched_wait_ns = wait
+        pointer.pointee.sched_at_ns = now
+    }
+}
+
+/// Whether a loop's primary descriptor still is what it was.
+enum DescriptorCheck {
+    /// False only when /proc surely says otherwise; what it will not tell counts as alive.
+    static func isStillEpoll(_ view: lag_loop_view, _ scratch: Scratch) -> Bool {
+        guard view.epfd >= 0 else { return true }
+        var path = scratch.taskPath(view.tid, "fd/")
+        path.append(decimal: UInt64(truncatingIfNeeded: view.epfd))
+        let count = lag_link_read(path.path, scratch.text, 128)
+        if count == ThreadLook.noEntry { return false }
+        guard count > 0 else { return true }
+        var link = ByteParser(scratch.text, count: count)
+        return link.take("anon_inode:[eventpoll]")
+    }
+}

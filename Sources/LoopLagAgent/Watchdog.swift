@@ -1,0 +1,122 @@
+/// The agent's one thread: sleeps a quarter of the threshold, looks at every live loop, keeps the agent's own account.
+///
+/// Runs with all signals blocked and with a descriptor table of its own. After its start it calls neither dlsym nor
+/// dladdr, and dl_iterate_phdr only under the scan lock that fork takes.
+
+import CLoopLag
+
+struct Watchdog {
+    private static let shortestPeriod: UInt64 = 5_000_000
+    private static let longestPeriod: UInt64 = 250_000_000
+    private static let second: UInt64 = 1_000_000_000
+    /// One per cent of a core.
+    private static let budgetPerSecond: UInt64 = 10_000_000
+
+    private var context: WatchContext
+    private var leases: Leases
+    private let settings: Settings
+    private let watches: UnsafeMutablePointer<LoopWatch>
+    private var selfCheckedAt: UInt64 = 0
+    private var cpuAtCheck: UInt64 = 0
+
+    /// Everything the watchdog needs, allocated before its thread exists; the pointer goes to `run`.
+    static func make(segment: Segment, settings: Settings) -> UnsafeMutableRawPointer? {
+        guard let scratch = Scratch.make(), let capture = Capture(segment, settings, scratch),
+            let leases = Leases(segment.header),
+            let memory = lag_memory_zeroed(MemoryLayout<Watchdog>.stride),
+            let table = lag_memory_zeroed(MemoryLayout<LoopWatch>.stride &* segment.loopCount)
+        else { return nil }
+        let watches = table.bindMemory(to: LoopWatch.self, capacity: segment.loopCount)
+        var i = 0
+        while i < segment.loopCount {
+            (watches + i).initialize(to: .zero)
+            i &+= 1
+        }
+        let watchdog = memory.bindMemory(to: Watchdog.self, capacity: 1)
+        watchdog.initialize(
+            to: Watchdog(
+                context: WatchContext(
+                    segment: segment, scratch: scratch, book: StallBook(segment), capture: capture,
+                    threshold: settings.threshold),
+                leases: leases, settings: settings, watches: watches))
+        return memory
+    }
+
+    private init(
+        context: WatchContext, leases: Leases, settings: Settings, watches: UnsafeMutablePointer<LoopWatch>
+    ) {
+        self.context = context
+        self.leases = leases
+        self.settings = settings
+        self.watches = watches
+    }
+
+    /// The thread's body. Returns when the agent is parked.
+    static func run(_ raw: UnsafeMutableRawPointer?) {
+        guard let raw else { return }
+        raw.assumingMemoryBound(to: Watchdog.self).pointee.watch()
+    }
+
+    private mutating func watch() {
+        let header = context.segment.header
+        header.pointee.watchdog_tid = lag_gettid()
+        if !lag_thread_private_descriptors(context.segment.descriptor) {
+            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PRIVATE_FDS)
+        }
+        let epoch = lag_life_epoch()
+        let isLinked = lag_life_mode() != UInt32(LAG_MODE_PRELOAD)
+        var due = lag_clock_now()
+        while lag_life_state() != UInt32(LAG_LIFE_PARKED), lag_life_epoch() == epoch {
+            let now = lag_clock_now()
+            context.late = now > due ? now &- due : 0
+            if context.late > header.pointee.watchdog_late_max_ns { header.pointee.watchdog_late_max_ns = context.late }
+            header.pointee.watchdog_late_total_ns &+= context.late
+
+            let threshold = leases.smallest(settings.threshold, now: now)
+            if threshold != context.threshold {
+                context.threshold = threshold
+                lag_loops_set_capture_threshold(threshold)
+                header.pointee.capture_threshold_ns = threshold
+            }
+            var i = 0
+            while i < context.segment.loopCount {
+                _ = watches[i].tick(i, context.segment.loops + i, now, &context)
+                i &+= 1
+            }
+            if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
+            lag_store_u64(&header.pointee.heartbeat_ns, now)
+            header.pointee.watchdog_ticks &+= 1
+
+            let quarter = threshold / 4
+            let period =
+                quarter < Self.shortestPeriod
+                ? Self.shortestPeriod : (quarter > Self.longestPeriod ? Self.longestPeriod : quarter)
+            due = now &+ period
+            lag_sleep_until(due)
+        }
+        lag_store_u32(&header.pointee.state, UInt32(LAG_STATE_PARKED))
+    }
+
+    /// Once a second: what the agent costs, whether it must back off, whether new objects wait to be patched.
+    private mutating func checkSelf(_ now: UInt64, _ isLinked: Bool) {
+        let header = context.segment.header
+        let cpu = lag_clock_thread_cpu()
+        let elapsed = now &- selfCheckedAt
+        if selfCheckedAt != 0, elapsed > 0 {
+            let spent = (cpu &- cpuAtCheck) &* 1000 / (elapsed / 1_000_000 &+ 1)
+            if spent / 1000 > Self.budgetPerSecond / 1000 {
+                context.backOff = context.backOff < 16 ? context.backOff &* 2 &+ 1 : context.backOff
+                header.pointee.degraded |= UInt64(LAG_DEGRADED_BUDGET)
+            } else if spent / 1000 < Self.budgetPerSecond / 2000 {
+                context.backOff /= 2
+                if context.backOff == 0 { header.pointee.degraded &= ~UInt64(LAG_DEGRADED_BUDGET) }
+            }
+        }
+        selfCheckedAt = now
+        cpuAtCheck = cpu
+        header.pointee.watchdog_cpu_ns = cpu
+        if !context.syscallReadable { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SYSCALL_FILE) }
+        if header.pointee.loops_refused > 0 { header.pointee.degraded |= UInt64(LAG_DEGRADED_LOOPS_FULL) }
+        if isLinked, lag_got_is_stale() { header.pointee.slots_patched &+= lag_got_patch() }
+    }
+}

@@ -1,0 +1,194 @@
+/// Follows a set of processes: finds them, reads them, tells what happened. The engine behind `run`, `stalls`,
+/// `record`, and later `top` and `export`.
+///
+/// Single-threaded: its owner calls `poll` every 20-50 ms and does with the events what it likes. Prints nothing, exits
+/// never, holds no clock of its own beyond the one it is given, and costs a head read per process when nothing happens.
+
+import LoopLagAttach
+import LoopLagModel
+import LoopLagTelemetry
+
+final class Follower {
+    /// Which processes.
+    enum Scope {
+        /// These and whatever they fork or execute.
+        case trees([Int32])
+        /// Every process with an agent that we may read.
+        case everything
+        /// None but those that were added.
+        case only
+    }
+
+    enum Event {
+        case found(FollowedProcess)
+        case change(FollowedProcess, FollowedProcess.Change)
+        /// Ended, executed another program, or was detached; its last snapshot is in `latest`.
+        case gone(FollowedProcess)
+        /// A process with an agent whose segment we cannot use, told once.
+        case unreadable(pid: Int32, error: TelemetryError)
+        /// The agent captures at a higher threshold than ours and cannot be asked for less; told once.
+        case thresholdRefused(FollowedProcess)
+    }
+
+    /// Between two searches for new processes at first, and once things have settled: a search lists /proc.
+    static let eagerInterval: Duration = .milliseconds(50)
+    static let calmInterval: Duration = .milliseconds(500)
+    /// A search of the whole machine looks at every thread's name.
+    static let wideInterval: Duration = .seconds(1)
+    /// A process that has had no agent for this long is looked at less often.
+    static let patience: Duration = .seconds(5)
+    /// A lease dies after five seconds without a beat.
+    static let leaseInterval: Duration = .seconds(1)
+
+    let threshold: Duration
+    /// In the order they were found, also the ended ones.
+    private(set) var processes: [FollowedProcess] = []
+
+    private let scope: Scope
+    private let includesHistory: Bool
+    private var reported: Set<Int32> = []
+    /// Members of our trees without an agent, with when each was first seen and is to be looked at again.
+    private var candidates: [Int32: Candidate] = [:]
+    private var refused: Set<ObjectIdentifier> = []
+
+    private struct Candidate {
+        var identity: ProcessIdentity?
+        var since: MonotonicTime
+        var next: MonotonicTime
+    }
+
+    private var started: MonotonicTime?
+    private var nextDiscovery: MonotonicTime?
+    private var nextLease: MonotonicTime?
+
+    /// - Parameters:
+    ///   - includesHistory: stalls that had ended before we found their process count too.
+    init(scope: Scope, threshold: Duration, includesHistory: Bool) {
+        self.scope = scope
+        self.threshold = threshold
+        self.includesHistory = includesHistory
+    }
+
+    var live: [FollowedProcess] { processes.filter { !$0.isGone } }
+
+    /// Starts with a segment that was found already, so that its error can be the verb's.
+    @discardableResult
+    func add(_ source: SegmentSource) throws(TelemetryError) -> FollowedProcess {
+        // What our own targets fork while we watch began under our eyes.
+        let process = try FollowedProcess(source: source, includesHistory: includesHistory || started != nil)
+        process.hold(threshold: threshold)
+        processes.append(process)
+        return process
+    }
+
+    /// Looks at everything once.
+    func poll(now: MonotonicTime) -> [Event] {
+        var events: [Event] = []
+        if nextDiscovery.map({ now >= $0 }) ?? true {
+            discover(now: now, into: &events)
+            let isEager = now.since(started ?? now) < Self.patience
+            nextDiscovery = now.advanced(by: interval(isEager: isEager))
+        }
+        started = started ?? now
+        if nextLease.map({ now >= $0 }) ?? true {
+            nextLease = now.advanced(by: Self.leaseInterval)
+            for process in live where !process.hold(threshold: threshold) && threshold < process.latest.startThreshold {
+                if refused.insert(ObjectIdentifier(process)).inserted { events.append(.thresholdRefused(process)) }
+            }
+        }
+        for process in live {
+            for change in process.poll(threshold: threshold) { events.append(.change(process, change)) }
+            if !process.isGone, process.hasEnded {
+                for change in process.finish(threshold: threshold) { events.append(.change(process, change)) }
+            }
+            guard process.isGone else { continue }
+            if let failure = process.failure { note(failure, pid: process.identity.pid, into: &events) }
+            // What it executed instead is worth a prompt look.
+            candidates[process.identity.pid] = nil
+            nextDiscovery = now
+            events.append(.gone(process))
+        }
+        return events
+    }
+
+    /// The last look at all that still live; afterwards every process counts as ended for us.
+    func finish(now: MonotonicTime) -> [Event] {
+        var events: [Event] = []
+        candidates = [:]
+        discover(now: now, into: &events)
+        for process in live {
+            for change in process.finish(threshold: threshold) { events.append(.change(process, change)) }
+        }
+        return events
+    }
+
+    // MARK: Finding
+
+    private func discover(now: MonotonicTime, into events: inout [Event]) {
+        switch scope {
+        case .only:
+            return
+        case .everything:
+            for source in SegmentDiscovery.allLive() { take(source, into: &events) }
+        case .trees(let roots):
+            let members = self.members(roots)
+            let known = Set(live.map(\.identity.pid))
+            candidates = candidates.filter { members.contains($0.key) && !known.contains($0.key) }
+            for pid in members where !known.contains(pid) {
+                if let candidate = candidates[pid], candidate.next > now { continue }
+                do throws(TelemetryError) {
+                    take(try SegmentDiscovery.live(pid: pid), into: &events)
+                    candidates[pid] = nil
+                } catch {
+                    var candidate =
+                        candidates[pid]
+                        ?? Candidate(identity: try? ProcessFacts.read(pid: pid).identity, since: now, next: now)
+                    let isNew = now.since(candidate.since) < Self.patience
+                    candidate.next = now.advanced(by: isNew ? .zero : .seconds(1))
+                    candidates[pid] = candidate
+                    note(error, pid: pid, into: &events)
+                }
+            }
+        }
+    }
+
+    private func interval(isEager: Bool) -> Duration {
+        if case .everything = scope { return Self.wideInterval }
+        return isEager ? Self.eagerInterval : Self.calmInterval
+    }
+
+    /// The roots and all their descendants. A process that outlives its parent (a daemon in the making) is no
+    /// descendant any more, so everything once met is asked too, unless it was met already: each question lists /proc.
+    private func members(_ roots: [Int32]) -> Set<Int32> {
+        var result: Set<Int32> = []
+        let orphans = candidates.values.compactMap(\.identity)
+        for pid in roots + live.map(\.identity.pid) where result.insert(pid).inserted {
+            result.formUnion(SegmentDiscovery.children(of: pid))
+        }
+        for orphan in orphans where !result.contains(orphan.pid) && ProcessFacts.isRunning(orphan) {
+            result.insert(orphan.pid)
+            result.formUnion(SegmentDiscovery.children(of: orphan.pid))
+        }
+        return result
+    }
+
+    private func take(_ source: SegmentSource, into events: inout [Event]) {
+        guard
+            !live.contains(where: { $0.identity.pid == source.pid && $0.identity.startTicks == source.startTicks })
+        else { return }
+        do throws(TelemetryError) {
+            events.append(.found(try add(source)))
+        } catch {
+            note(error, pid: source.pid, into: &events)
+        }
+    }
+
+    /// Having no agent yet, or ending while we look, is the normal course of things.
+    private func note(_ error: TelemetryError, pid: Int32, into events: inout [Event]) {
+        switch error {
+        case .noSuchProcess, .noAgent, .gone: return
+        case .notPermitted, .untrusted, .corrupt, .otherVersion, .io:
+            if reported.insert(pid).inserted { events.append(.unreadable(pid: pid, error: error)) }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+/// The processes that a verb names, and what is said when one of them cannot be measured.
+///
+/// Used by `stalls` and `record`, on the main thread. Loading an agent into a running process is another verb's work;
+/// here a process without one is an error that says what to do.
+
+import ArgumentParser
+import LoopLagAttach
+import LoopLagModel
+import LoopLagTelemetry
+
+enum Targets {
+    /// The live segment of a named process.
+    static func source(of pid: Int32) throws(Failure) -> SegmentSource {
+        do throws(TelemetryError) {
+            return try SegmentDiscovery.live(pid: pid)
+        } catch {
+            throw failure(error, pid: pid)
+        }
+    }
+
+    static func failure(_ error: TelemetryError, pid: Int32) -> Failure {
+        switch error {
+        case .noAgent:
+            let facts = try? ProcessFacts.read(pid: pid)
+            let name = facts.map { " (\($0.displayName))" } ?? ""
+            return Failure(
+                "no agent in \(pid)\(name): it was not started with looplag, or has not waited for events yet;"
+                    + " start it with 'looplag run -- ...'")
+        case .noSuchProcess, .gone: return Failure(error.message, status: Failure.gone)
+        case .notPermitted: return Failure(error.message, status: Failure.notPermitted)
+        case .untrusted, .corrupt, .otherVersion, .io: return Failure(error.message)
+        }
+    }
+
+    /// Refuses numbers that can be no process.
+    static func check(_ pids: [Int32]) throws {
+        for pid in pids where pid <= 0 { throw ValidationError("'\(pid)' is no process id") }
+    }
+}
+
+/// Events that are no stalls, as lines on stderr.
+enum Notices {
+    static func print(_ event: Follower.Event) {
+        switch event {
+        case .found, .gone: break
+        case .unreadable(_, let error): Console.error(error.message)
+        case .thresholdRefused(let process):
+            let capture = DurationArgument.format(process.latest.startThreshold)
+            Console.error(
+                "cannot ask the agent of \(process.identity.pid) (\(process.name)) for shorter stalls: its segment may"
+                    + " not be written, or sixteen readers have asked; it captures stalls of \(capture) and more")
+        case .change(let process, .missed(let count)):
+            Console.error("\(count) stalls of \(process.identity.pid) (\(process.name)) came and went unseen")
+        case .change: break
+        }
+    }
+}

@@ -1,0 +1,191 @@
+/// `looplag stalls`: one line or JSON object per stall, those still in the segment or, with --follow, as they happen.
+///
+/// Main thread. Lines go to stdout and leave at once; everything else goes to stderr. A reader that closes the pipe
+/// ends it quietly.
+
+import ArgumentParser
+import Glibc
+import LoopLagAttach
+import LoopLagModel
+import LoopLagReport
+import LoopLagTelemetry
+
+struct StallsVerb: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "stalls",
+        abstract: "One line per stall: opened, then closed.",
+        discussion: """
+            Without --follow it prints what the processes' segments still hold, also those that killed processes left. \
+            Without a PID it takes every process with an agent. A followed process that goes away ends it with status 3.
+            """)
+
+    @Argument(help: ArgumentHelp("Processes; none means all with an agent.", valueName: "pid"))
+    var pids: [Int32] = []
+
+    @Flag(name: .shortAndLong, help: "Wait, and print stalls as they open and close.")
+    var follow = false
+
+    @Flag(help: "One JSON object per line on standard output.")
+    var json = false
+
+    @OptionGroup var threshold: ThresholdOption
+
+    @Option(
+        help: ArgumentHelp("With --follow: end after this time.", valueName: "duration"),
+        transform: DurationArgument.parse)
+    var duration: Duration?
+
+    @Flag(help: "Also show loops that serve nothing (libdispatch's manager, node's inspector).")
+    var helpers = false
+
+    @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
+    var noAttach = false
+
+    @Option(
+        name: .customLong("user-code"),
+        help: ArgumentHelp("A source path or module that counts as your own code.", valueName: "path"))
+    var userCode: [String] = []
+
+    private static let interval: Duration = .milliseconds(25)
+
+    private var events: StallEvents {
+        StallEvents(threshold: threshold.threshold, userCode: userCode, showsHelpers: helpers)
+    }
+
+    func validate() throws {
+        try Targets.check(pids)
+        if duration != nil && !follow { throw ValidationError("--duration needs --follow") }
+    }
+
+    func run() throws {
+        threshold.noteLimits()
+        if follow { try following() } else { try listing() }
+    }
+
+    // MARK: What is there
+
+    private func listing() throws {
+        var sources: [SegmentSource] = []
+        if pids.isEmpty {
+            sources = SegmentDiscovery.allLive() + SegmentDiscovery.leftovers()
+            if sources.isEmpty {
+                Console.error("no process with an agent; start one with 'looplag run -- ...'")
+                return
+            }
+        }
+        let leftovers = pids.isEmpty ? [] : SegmentDiscovery.leftovers()
+        for pid in pids {
+            do throws(Failure) {
+                sources.append(try Targets.source(of: pid))
+            } catch {
+                // A dead process may have left its segment; the latest of a reused pid is the one meant.
+                guard let left = leftovers.filter({ $0.pid == pid }).max(by: { $0.startTicks < $1.startTicks })
+                else { throw error }
+                sources.append(left)
+            }
+        }
+        var found: [(start: MonotonicTime, event: StallEvent)] = []
+        for source in sources {
+            do throws(TelemetryError) {
+                let process = try FollowedProcess(source: source, includesHistory: true)
+                for change in process.poll(threshold: threshold.threshold) {
+                    if case .sampled = change { continue }
+                    if let event = events.event(process, change) { found.append((event.stall.start, event)) }
+                }
+                if let failure = process.failure { throw failure }
+            } catch {
+                // One unreadable segment among many must not hide the others.
+                if pids.isEmpty { Console.error(error.message) } else { throw Targets.failure(error, pid: source.pid) }
+            }
+        }
+        for (_, event) in found.sorted(by: { $0.start < $1.start }) {
+            guard try show(event) else { return }
+        }
+    }
+
+    // MARK: What happens
+
+    private func following() throws {
+        let scope: Follower.Scope = pids.isEmpty ? .everything : .trees(pids)
+        let follower = Follower(scope: scope, threshold: threshold.threshold, includesHistory: false)
+        var targets: [Target] = []
+        for pid in pids {
+            let source = try Targets.source(of: pid)
+            do throws(TelemetryError) {
+                let process = try follower.add(source)
+                targets.append(Target(identity: process.identity, name: process.name))
+            } catch {
+                throw Targets.failure(error, pid: pid)
+            }
+        }
+        var inbox = SignalInbox([SIGINT, SIGTERM, SIGHUP])
+        var readiness = Readiness()
+        let start = Clock.monotonic()
+        var isFirst = true
+        while true {
+            let now = Clock.monotonic()
+            for event in follower.poll(now: now) {
+                guard try tell(event) else { return }
+            }
+            if isFirst, pids.isEmpty, follower.live.isEmpty {
+                Console.error("no process with an agent yet; start one with 'looplag run -- ...'")
+            }
+            isFirst = false
+            for line in readiness.lines(follower, now: now) { Console.error(line) }
+            if let pid = pids.first,
+                let line = readiness.silence(of: follower, root: try? ProcessFacts.read(pid: pid), since: start, now: now)
+            {
+                Console.error(line)
+            }
+            if !targets.isEmpty { try checkTargets(targets, follower) }
+            if let duration, now.since(start) >= duration { return }
+            if Console.out.isClosed { return }
+            let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? Self.interval
+            if inbox.next(timeout: min(rest, Self.interval))?.isStopRequest == true { return }
+        }
+    }
+
+    /// Status 3 when every target is gone, 1 when the last one's segment went bad.
+    private func checkTargets(_ targets: [Target], _ follower: Follower) throws {
+        guard follower.live.isEmpty else { return }
+        guard !targets.contains(where: \.isRunning) else {
+            // Running, yet not followed: either it executes another program now, or its segment cannot be read.
+            let lost = follower.processes.last { $0.failure != nil }
+            if let lost, let failure = lost.failure { throw Targets.failure(failure, pid: lost.identity.pid) }
+            return
+        }
+        let names = targets.map { "\($0.identity.pid) (\($0.name))" }.joined(separator: ", ")
+        throw Failure("\(names) went away", status: Failure.gone)
+    }
+
+    /// False when nobody reads any more.
+    private func tell(_ event: Follower.Event) throws -> Bool {
+        switch event {
+        case .found, .gone: return true
+        case .unreadable, .thresholdRefused:
+            Notices.print(event)
+            return true
+        case .change(let process, let change):
+            if case .missed = change { Notices.print(event) }
+            if case .sampled = change, !json { return true }
+            return try events.event(process, change).map { try show($0) } ?? true
+        }
+    }
+
+    private func show(_ event: StallEvent) throws -> Bool {
+        let line = json ? StallLine.json(event) : StallLine.text(event)
+        switch Console.out.write(line + "\n") {
+        case .written: return true
+        case .closed: return false
+        case .failed(let code): throw Failure("cannot write standard output: \(Console.reason(code))")
+        }
+    }
+}
+
+/// A process that the command line names, by more than its pid.
+struct Target {
+    let identity: ProcessIdentity
+    let name: String
+
+    var isRunning: Bool { ProcessFacts.isRunning(identity) }
+}

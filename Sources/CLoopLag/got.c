@@ -31,16 +31,19 @@ struct object {
     const char *strings;
     uint64_t strings_bytes;
     uint64_t relro_low, relro_high;
+    uint64_t span; /* of its file addresses: a slot that holds less is not relocated yet */
 };
 
 struct scan {
     uint32_t changed;
-    uint32_t unready; /* slots that the loader is still relocating */
+    uint32_t unready; /* slots that the loader is still relocating, or may overwrite with a lazy binding */
     bool restore;
     uint64_t adds, subs;
 };
 
 static uint64_t seen_adds, seen_subs;
+static uint32_t unready_scans;
+enum { UNREADY_SCANS = 8 }; /* what is not ready by then never will be */
 
 /* What /proc/self/maps says of the page: 'w' writable, 'r' sealed, 0 unknown. */
 static char page_protection(uint64_t address) {
@@ -112,12 +115,18 @@ static void visit_relocations(const struct object *object, const Elf64_Rela *rel
             if (real == NULL) break;
             if (scan->restore) {
                 if (now == rows[h].replacement) store_slot(object, slot, real, scan);
-            } else if (now == real || (type == R_X86_64_JUMP_SLOT && (uint64_t)now > object->bias + 4096)) {
-                /* Relocated: bound already, or lazily bound to the object's own PLT. */
-                if (now != rows[h].replacement) store_slot(object, slot, rows[h].replacement, scan);
-            } else if (now != rows[h].replacement) {
+            } else if (now == rows[h].replacement) {
+                break;
+            } else if (now == real) {
+                store_slot(object, slot, rows[h].replacement, scan);
+            } else if (object->bias != 0 && (uint64_t)now < object->span) {
                 scan->unready += 1;
-            }
+            } else if (type == R_X86_64_JUMP_SLOT) {
+                /* Lazily bound to the object's own PLT. A thread that is inside the resolver for it at this moment will
+                 * store libc's address over ours: look again. */
+                store_slot(object, slot, rows[h].replacement, scan);
+                scan->unready += 1;
+            } /* else: somebody else's function, by intent */
             break;
         }
     }
@@ -133,6 +142,8 @@ static int visit_object(struct dl_phdr_info *info, size_t size, void *context) {
     struct object object = {.bias = info->dlpi_addr};
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const Elf64_Phdr *header = &info->dlpi_phdr[i];
+        if (header->p_type == PT_LOAD && header->p_vaddr + header->p_memsz > object.span)
+            object.span = header->p_vaddr + header->p_memsz;
         if (header->p_type == PT_DYNAMIC) dynamic = (const Elf64_Dyn *)(object.bias + header->p_vaddr);
         if (header->p_type == PT_GNU_RELRO) {
             object.relro_low = (object.bias + header->p_vaddr) & ~(uint64_t)4095;
@@ -164,8 +175,10 @@ static int visit_object(struct dl_phdr_info *info, size_t size, void *context) {
 static uint32_t run_scan(bool restore) {
     struct scan scan = {.restore = restore};
     lag_scan_lock();
-    dl_iterate_phdr(visit_object, &scan);
-    seen_adds = scan.unready == 0 ? scan.adds : 0;
+    /* The watchdog may have decided to patch just before it was told to end. */
+    if (restore || lag_life_state() != LAG_LIFE_PARKED) dl_iterate_phdr(visit_object, &scan);
+    unready_scans = scan.unready != 0 ? unready_scans + 1 : 0;
+    seen_adds = scan.unready == 0 || unready_scans >= UNREADY_SCANS ? scan.adds : 0;
     seen_subs = scan.subs;
     lag_scan_unlock();
     return scan.changed;

@@ -26,6 +26,9 @@ struct lag_thread {
 };
 _Static_assert(sizeof(struct lag_thread) <= 64, "static TLS is scarce in dlopened objects");
 
+/* The primary "descriptor" of a thread whose loop waits in poll or select. */
+enum { LAG_POLL_DESCRIPTOR = -2 };
+
 /* One page, wiped in every child by MADV_WIPEONFORK (also after a raw clone, which skips atfork handlers). */
 struct lag_live {
     uint64_t cookie;
@@ -39,6 +42,10 @@ LAG_LOOP_THREAD bool lag_wait_admit(struct lag_thread *thread, int fd, uint32_t 
 LAG_LOOP_THREAD bool lag_life_admit(void);
 LAG_LOOP_THREAD void lag_loops_descriptor_created(int fd);
 LAG_ANY_THREAD void lag_loops_close(void);
+LAG_ANY_THREAD void lag_loops_resolve(void);
+LAG_ANY_THREAD void lag_life_set_header(struct lag_header *header);
+LAG_ANY_THREAD void lag_env_remember(void);
+LAG_ANY_THREAD void lag_thread_forget(void);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
 struct lag_thread *lag_thread_self(void);

@@ -9,6 +9,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <unistd.h>
@@ -30,6 +31,7 @@ static void begin_again_in_child(void) {
     /* The lock's owner may not exist here: a fresh mutex is the only safe one. */
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     memcpy(&scan_mutex, &fresh, sizeof fresh);
+    lag_thread_forget();
     segment_path[0] = 0;
     segment_owner = 0;
     segment_header = NULL;
@@ -38,7 +40,11 @@ static void begin_again_in_child(void) {
         __atomic_store_n(&lag_life_word, LAG_LIFE_ARMED, __ATOMIC_RELEASE);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&scan_mutex); }
+/* A raw clone's child that forks before it has waited: its parent's watchdog may hold the mutex, and is not here. */
+static void before_fork(void) {
+    if (lag_life_state() == LAG_LIFE_RUNNING && !lag_life_is_ours()) begin_again_in_child();
+    pthread_mutex_lock(&scan_mutex);
+}
 static void after_fork_parent(void) { pthread_mutex_unlock(&scan_mutex); }
 static void after_fork_child(void) { begin_again_in_child(); }
 
@@ -47,6 +53,8 @@ bool lag_life_other_agent(void) { return dlsym(RTLD_DEFAULT, "lag_agent_abi") !=
 bool lag_life_arm(uint32_t mode, lag_starter starter) {
     lag_hooks_resolve(true);
     if (getauxval(AT_SECURE) != 0) return false;
+    lag_env_remember();
+    lag_loops_resolve();
     const char *disable = lag_env("LOOPLAG_DISABLE");
     if (disable != NULL && disable[0] != 0 && !(disable[0] == '0' && disable[1] == 0)) return false;
     life_mode = mode;
@@ -85,7 +93,18 @@ bool lag_life_admit(void) {
     return started;
 }
 
-bool lag_life_start_now(void) { return lag_life_admit(); }
+bool lag_life_start_now(void) {
+    int cancel;
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    bool running = lag_life_admit();
+    while (!running && lag_life_state() == LAG_LIFE_STARTING) {
+        /* Another thread is at it, for a millisecond. */
+        lag_sleep_until(lag_now() + 500 * 1000);
+        running = lag_life_admit();
+    }
+    (void)pthread_setcancelstate(cancel, &cancel);
+    return running || (lag_life_state() == LAG_LIFE_RUNNING && lag_life_is_ours());
+}
 uint32_t lag_life_state(void) { return __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE); }
 uint32_t lag_life_mode(void) { return life_mode; }
 uint32_t lag_life_epoch(void) { return __atomic_load_n(&life_epoch, __ATOMIC_ACQUIRE); }
@@ -102,7 +121,6 @@ void lag_life_set_segment_path(const uint8_t *path, size_t bytes) {
     segment_owner = getpid();
 }
 
-void lag_life_set_header(struct lag_header *header);
 void lag_life_set_header(struct lag_header *header) { segment_header = header; }
 
 void lag_life_exit(void) {
@@ -110,4 +128,16 @@ void lag_life_exit(void) {
     if (segment_header != NULL) lag_store_u32(&segment_header->state, LAG_STATE_FINISHED);
     if (segment_path[0] != 0) unlink(segment_path);
     segment_path[0] = 0;
+}
+
+void lag_life_exit_with_process(void) {
+    static uint32_t registered;
+    if (__atomic_exchange_n(&registered, 1, __ATOMIC_ACQ_REL) == 0) (void)atexit(lag_life_exit);
+}
+
+void lag_life_discard(void) {
+    if (segment_path[0] != 0 && segment_owner == getpid()) unlink(segment_path);
+    segment_path[0] = 0;
+    segment_header = NULL;
+    lag_loops_close();
 }

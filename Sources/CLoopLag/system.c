@@ -6,61 +6,106 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-struct start {
-    void (*body)(void *);
-    void *argument;
-};
+/* One watchdog at a time: after a stop and a new start the old one may still be asleep, and both would use the one
+ * capture slot. */
+static uint32_t watchdogs;
 
-static void *run_thread(void *raw) {
-    struct start *start = raw;
+void lag_thread_forget(void) { __atomic_store_n(&watchdogs, 0, __ATOMIC_RELEASE); }
+
+static void (*watchdog_body)(void *);
+
+static void *run_thread(void *argument) {
     lag_thread_self()->in_setup = 1; /* whatever this thread waits in is nobody's loop */
-    start->body(start->argument);
+    (void)prctl(PR_SET_NAME, "looplag");
+    uint32_t none = 0;
+    while (!__atomic_compare_exchange_n(&watchdogs, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        none = 0;
+        lag_sleep_until(lag_now() + 5 * 1000 * 1000);
+    }
+    watchdog_body(argument);
+    __atomic_store_n(&watchdogs, 0, __ATOMIC_RELEASE);
     return NULL;
 }
 
 bool lag_thread_start(void (*body)(void *), void *argument) {
-    static struct start start; /* one watchdog a process; a child writes its own copy */
-    start.body = body;
-    start.argument = argument;
+    watchdog_body = body; /* always the same one */
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return false;
-    /* glibc takes the host's static TLS out of this; untouched pages cost nothing. */
-    (void)pthread_attr_setstacksize(&attributes, 512 << 10);
     (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigset_t all, old;
     sigfillset(&all);
     bool started = false;
     /* The new thread inherits the mask: no signal of the host's may ever run on it. */
     if (pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
-        pthread_t thread;
-        started = pthread_create(&thread, &attributes, run_thread, &start) == 0;
-        if (started) (void)pthread_setname_np(thread, "looplag");
+        /* glibc takes the host's static TLS out of the stack, and some hosts have a lot; untouched pages cost nothing. */
+        for (size_t bytes = 512 << 10; !started && bytes <= 8 << 20; bytes <<= 2) {
+            pthread_t thread;
+            (void)pthread_attr_setstacksize(&attributes, bytes);
+            started = pthread_create(&thread, &attributes, run_thread, argument) == 0;
+        }
         (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
     }
     pthread_attr_destroy(&attributes);
     return started;
 }
 
+bool lag_thread_exists(int32_t tid) {
+    return lag_syscall6(SYS_tgkill, getpid(), tid, 0, 0, 0, 0) != -ESRCH;
+}
+
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
 
+/* While the watchdog shares the host's descriptor table the host may close what it opened and reuse the number at any
+ * moment: then every use is preceded by a look whether the descriptor still lies in /proc. */
+static bool descriptors_are_shared = true;
+
+static bool is_still_ours(int fd) {
+    struct statfs status;
+    return !descriptors_are_shared || (syscall(SYS_fstatfs, fd, &status) == 0 && status.f_type == PROC_SUPER_MAGIC);
+}
+
+/* Where close_range is unknown (before Linux 5.9): a copy of the whole table, closed number by number. */
+static bool private_descriptors_one_by_one(int keep) {
+    enum { CLONE_FILES_FLAG = 0x400 };
+    char text[4096];
+    long n = lag_file_read("/proc/thread-self/status", text, sizeof text - 1);
+    if (n <= 0) return false;
+    text[n] = 0;
+    const char *line = strstr(text, "\nFDSize:");
+    long size = line != NULL ? strtol(line + 8, NULL, 10) : 0;
+    if (size <= 0 || syscall(SYS_unshare, CLONE_FILES_FLAG) != 0) return false;
+    for (long fd = 0; fd < size; fd++)
+        if (fd != keep) (void)close((int)fd);
+    return true;
+}
+
 bool lag_thread_private_descriptors(int keep) {
     enum { UNSHARE = 2 }; /* CLOSE_RANGE_UNSHARE: the new table is made without the closed ones, nothing is flushed */
-    if (keep < 0) return syscall(SYS_close_range, 0u, ~0u, UNSHARE) == 0;
-    if (keep > 0) {
-        if (syscall(SYS_close_range, 0u, (unsigned)keep - 1, UNSHARE) != 0) return false;
-        return syscall(SYS_close_range, (unsigned)keep + 1, ~0u, 0) == 0;
+    bool done;
+    descriptors_are_shared = true;
+    if (keep <= 0) {
+        done = syscall(SYS_close_range, keep < 0 ? 0u : 1u, ~0u, UNSHARE) == 0;
+    } else {
+        done = syscall(SYS_close_range, (unsigned)keep + 1, ~0u, UNSHARE) == 0 &&
+               syscall(SYS_close_range, 0u, (unsigned)keep - 1, 0) == 0;
     }
-    return syscall(SYS_close_range, 1u, ~0u, UNSHARE) == 0;
+    if (!done) done = private_descriptors_one_by_one(keep);
+    descriptors_are_shared = !done;
+    return done;
 }
 
 uint64_t lag_clock_now(void) { return lag_now(); }
@@ -89,19 +134,22 @@ int lag_file_open(const char *path) {
 }
 
 long lag_file_next(int fd, void *into, size_t capacity) {
+    if (!is_still_ours(fd)) return -EBADF;
     ssize_t n;
     do n = read(fd, into, capacity);
     while (n < 0 && errno == EINTR);
     return n >= 0 ? n : -errno;
 }
 
-void lag_file_close(int fd) { (void)close(fd); }
+void lag_file_close(int fd) {
+    if (is_still_ours(fd)) (void)close(fd);
+}
 
 long lag_file_read(const char *path, void *into, size_t capacity) {
     int fd = lag_file_open(path);
     if (fd < 0) return fd;
     long n = lag_file_next(fd, into, capacity);
-    close(fd);
+    lag_file_close(fd);
     return n;
 }
 
@@ -115,9 +163,37 @@ uint64_t lag_file_inode(const char *path) {
     return stat(path, &status) == 0 ? status.st_ino : 0;
 }
 
-const char *lag_env(const char *name) { return getenv(name); }
+/* The environment is read once, when the agent is armed: in the preload object before main, when no other thread can
+ * be inside setenv. */
+static struct {
+    const char *name;
+    char value[256];
+} variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
+                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
+
+void lag_env_remember(void) {
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {
+        const char *value = getenv(variables[i].name);
+        size_t bytes = value != NULL ? strlen(value) : 0;
+        if (bytes >= sizeof variables[i].value) bytes = 0; /* half a value is none */
+        if (bytes != 0) memcpy(variables[i].value, value, bytes);
+        variables[i].value[bytes] = 0;
+    }
+}
+
+const char *lag_env(const char *name) {
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++)
+        if (strcmp(variables[i].name, name) == 0 && variables[i].value[0] != 0) return variables[i].value;
+    return NULL;
+}
 
 static void *map_segment(int fd, size_t bytes, int *error) {
+    /* Beyond a host's limit on file sizes the kernel would send it SIGXFSZ. */
+    struct rlimit64 limit;
+    if (syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit) == 0 && limit.rlim_cur < bytes) {
+        *error = -EFBIG;
+        return NULL;
+    }
     /* Reserved now, so that a full tmpfs is an error here and never a SIGBUS later. */
     int refused = posix_fallocate(fd, 0, (off_t)bytes);
     if (refused != 0) {
@@ -164,6 +240,10 @@ void *lag_segment_create_memfd(size_t bytes, int *fd, int *error) {
         *fd = -1;
     }
     return memory;
+}
+
+void lag_segment_abandon(void *memory, size_t bytes) {
+    (void)mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
 void *lag_memory_zeroed(size_t bytes) {

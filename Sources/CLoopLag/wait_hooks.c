@@ -39,9 +39,6 @@ void lag_loops_set_capture_threshold(uint64_t ns) { lag_hooks_set_thresholds(0, 
 
 struct lag_thread *lag_thread_self(void) { return &lag_self; }
 
-/* The primary "descriptor" of a thread whose loop waits in poll or select. */
-enum { LAG_POLL_DESCRIPTOR = -2 };
-
 #define CALLER ((uint64_t)__builtin_return_address(0))
 #define FRAME ((uint64_t)__builtin_frame_address(0))
 
@@ -55,7 +52,8 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
                                                                               uint64_t frame, uint64_t *since) {
     struct lag_thread *self = &lag_self;
     if (LAG_UNLIKELY(!is_current(self, fd))) {
-        if (LAG_LIKELY(lag_life_word == LAG_LIFE_OFF || lag_life_word == LAG_LIFE_PARKED)) return NULL;
+        uint32_t life = __atomic_load_n(&lag_life_word, __ATOMIC_RELAXED);
+        if (LAG_LIKELY(life == LAG_LIFE_OFF || life == LAG_LIFE_PARKED)) return NULL;
         if (!lag_wait_admit(self, fd, kind, caller, frame)) return NULL;
     }
     struct lag_loop_slot *slot = self->slot;
@@ -94,8 +92,10 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
 static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
     struct lag_thread *self = &lag_self;
     /* Retired while it waited (its descriptor was closed by another thread, or this is a forked child): the slot may
-     * already belong to somebody else. */
-    if (LAG_UNLIKELY(__atomic_load_n(&lag_live_page->keys[self->index], __ATOMIC_ACQUIRE) != self->key)) return;
+     * already belong to somebody else. A signal handler that waits can even have given this thread another slot. */
+    if (LAG_UNLIKELY(self->slot != slot ||
+                     __atomic_load_n(&lag_live_page->keys[self->index], __ATOMIC_ACQUIRE) != self->key))
+        return;
     uint64_t now = lag_now();
     uint32_t seq = slot->seq;
     __atomic_store_n(&slot->seq, seq + 1, __ATOMIC_RELEASE);

@@ -29,12 +29,18 @@ public enum Agent {
         if lag_life_other_agent() { return .alreadyMeasured }
         requestedThreshold = threshold
         guard lag_life_arm(UInt32(LAG_MODE_LINKED), begin) else { return .disabled }
-        guard lag_life_start_now() else { return .failed }
-        if lag_got_patch() == 0, patchedBefore == false {
+        lag_life_exit_with_process()
+        lag_hooks_set_families(Settings.fromEnvironment(threshold: nil).families)
+        // Before the watchdog exists: it patches what is loaded later, and would take this scan's slots.
+        if lag_got_patch() == 0, !patchedBefore {
             stop()
             return .noWaitFound
         }
         patchedBefore = true
+        guard lag_life_start_now() else {
+            stop()
+            return .failed
+        }
         return .running
     }
 
@@ -44,21 +50,23 @@ public enum Agent {
     /// Arms a preloaded agent: nothing happens until the host first waits.
     static func armPreloaded() {
         requestedThreshold = 0
-        _ = lag_life_arm(UInt32(LAG_MODE_PRELOAD), begin)
+        guard lag_life_arm(UInt32(LAG_MODE_PRELOAD), begin) else { return }
+        // Now, and not at the start: a host that only polls never comes to any other wait.
+        lag_hooks_set_families(Settings.fromEnvironment(threshold: nil).families)
     }
 
     /// Ends measuring and removes the segment. The hooks stay and pass through; the watchdog ends at its next tick.
     public static func stop() {
-        if lag_life_mode() == UInt32(LAG_MODE_LINKED) { _ = lag_got_restore() }
         patchedBefore = false
         lag_life_exit()
         lag_life_park()
+        // Behind the parking: until then the watchdog may patch anew.
+        if lag_life_mode() == UInt32(LAG_MODE_LINKED) { _ = lag_got_restore() }
     }
 
     /// The starter that the hooks call: segment, watchdog, nothing else.
     private static let begin: @convention(c) () -> Bool = {
         let settings = Settings.fromEnvironment(threshold: requestedThreshold == 0 ? nil : requestedThreshold)
-        lag_hooks_set_families(settings.families)
         guard let segment = Segment.create(threshold: settings.threshold) else { return false }
         guard
             lag_loops_open(
@@ -66,7 +74,8 @@ public enum Agent {
             let watchdog = Watchdog.make(segment: segment, settings: settings),
             lag_thread_start({ Watchdog.run($0) }, watchdog)
         else {
-            lag_life_exit()
+            lag_life_discard()
+            lag_memory_free(segment.base, segment.bytes)
             return false
         }
         return true
@@ -74,7 +83,7 @@ public enum Agent {
 }
 
 #if LOOPLAG_EMBEDDED
-/// The preload object's start-up (`-init`): resolves the real calls, reads two variables, returns.
+/// The preload object's start-up (`-init`): resolves the real calls, reads its variables, returns.
 @_cdecl("lag_preload_init")
 public func preloadInit() { Agent.armPreloaded() }
 

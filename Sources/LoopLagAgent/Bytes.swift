@@ -82,6 +82,8 @@ struct ByteParser {
 
     /// Whether the bytes from here on begin with `text`; moves behind it if so.
     mutating func take(_ text: StaticString) -> Bool {
+        // A static string can be a single scalar without memory; to rule it out here spares a trap below.
+        guard text.hasPointerRepresentation else { return false }
         let count = text.utf8CodeUnitCount
         guard end &- position >= count else { return false }
         let wanted = text.utf8Start
@@ -120,19 +122,27 @@ struct ByteBuilder {
     }
 
     mutating func append(_ text: StaticString) {
-        var i = 0
-        while i < text.utf8CodeUnitCount {
-            append(text.utf8Start[i])
-            i &+= 1
-        }
+        guard text.hasPointerRepresentation else { return }
+        append(text.utf8Start, count: text.utf8CodeUnitCount)
     }
 
     mutating func append(decimal value: UInt64) {
-        var divisor: UInt64 = 1
-        while value / divisor >= 10 { divisor &*= 10 }
-        while divisor > 0 {
-            append(UInt8(truncatingIfNeeded: 0x30 &+ (value / divisor) % 10))
-            divisor /= 10
+        // Digits come last first. They are collected in a number, whose own digits then come in the order wanted; it
+        // holds eighteen, so of a longer value the front is written first, and then nine digits with their zeroes.
+        let isLong = value >= 1_000_000_000_000_000_000
+        if isLong { append(decimal: value / 1_000_000_000) }
+        var rest = isLong ? value % 1_000_000_000 : value
+        var turned: UInt64 = 0
+        var digits = 0
+        while rest > 0 || digits == 0 || (isLong && digits < 9) {
+            turned = turned &* 10 &+ rest % 10
+            rest /= 10
+            digits &+= 1
+        }
+        while digits > 0 {
+            append(UInt8(truncatingIfNeeded: 0x30 &+ turned % 10))
+            turned /= 10
+            digits &-= 1
         }
     }
 

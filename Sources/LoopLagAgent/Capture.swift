@@ -31,10 +31,23 @@ struct Capture {
         if !takesStacks { header.pointee.degraded |= UInt64(LAG_DEGRADED_STACKS_OFF) }
         if !lag_safe_read_works() { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SAFE_READ) }
         lag_capture_prepare()
+        // Early where libdispatch may have made the loops' threads: they let the signal in when they register.
+        let runtime = segment.header.pointee.runtime
+        if takesStacks, runtime == UInt32(LAG_RUNTIME_SWIFT) || runtime == UInt32(LAG_RUNTIME_NATIVE) {
+            segment.header.pointee.signal_number = lag_capture_install(firstSignal)
+        }
     }
 
     /// Whether capturing makes sense at all in this process.
     var isPossible: Bool { takesStacks && header.pointee.degraded & UInt64(LAG_DEGRADED_NO_SAFE_READ) == 0 }
+
+    func release() {
+        ring.release()
+        modules.release()
+    }
+
+    /// Brings the module table up to date, at most once a second.
+    mutating func refreshModules(now: UInt64) -> Bool { modules.refresh(now: now) }
 
     /// Takes one sample of a stalled thread. Returns the LAG_DROP_* reason when there is none.
     mutating func take(
@@ -43,7 +56,6 @@ struct Capture {
     ) -> UInt32 {
         guard takesStacks else { return drop(LAG_DROP_DISABLED) }
         guard isPossible else { return drop(LAG_DROP_READ_FAILED) }
-        modules.refresh(now: now)
 
         var sample = lag_sample()
         sample.stall_id = stall
@@ -62,8 +74,7 @@ struct Capture {
             capture = lag_capture_passive(
                 look.stackPointer, look.programCounter, pointer.pointee.stack_high, stackBytes)
             // The copy is worth something only if the thread is where it was: same place, same iteration.
-            var readable = true
-            let again = ThreadLook.at(view.tid, scratch, syscallReadable: &readable)
+            let again = ThreadLook.place(of: view.tid, like: look, scratch)
             guard again.place == look.place, again.stackPointer == look.stackPointer,
                 again.programCounter == look.programCounter
             else { return drop(LAG_DROP_MOVED) }
@@ -81,11 +92,13 @@ struct Capture {
                 header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SIGNAL)
                 return drop(LAG_DROP_NO_SIGNAL)
             }
-            guard !ThreadLook.blocksSignal(view.tid, number, scratch) else { return drop(LAG_DROP_NO_SIGNAL) }
-            // The last look before the signal: a loop that has reached its wait is not to be woken.
-            guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else {
-                return drop(LAG_DROP_MOVED)
-            }
+            guard lag_loop_takes_signal(UInt32(truncatingIfNeeded: slot)),
+                !ThreadLook.blocksSignal(view.tid, number, scratch)
+            else { return drop(LAG_DROP_NO_SIGNAL) }
+            // The last look before the signal: what has blocked or reached its wait meanwhile is not to be woken.
+            guard ThreadLook.place(of: view.tid, like: look, scratch).place == .running,
+                lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns
+            else { return drop(LAG_DROP_MOVED) }
             let failure = lag_capture_signal(
                 view.tid, pointer.pointee.stack_high, stackBytes, Self.signalTimeout, &capture)
             header.pointee.signals_sent = lag_capture_signals_sent()
@@ -96,6 +109,8 @@ struct Capture {
 
         guard let capture, capture.pointee.stack_bytes > 0 else { return drop(LAG_DROP_READ_FAILED) }
         guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return drop(LAG_DROP_MOVED) }
+        // Behind the capture: a first scan takes a millisecond, in which the thread would have moved on.
+        _ = modules.refresh(now: now)
         sample.time_ns = capture.pointee.time_ns
         sample.offset_ns = sample.time_ns &- view.busy_since_ns
         sample.pause_ns = capture.pointee.pause_ns

@@ -5,7 +5,8 @@ import CLoopLag
 
 enum HostDescription {
     static func write(into segment: Segment) {
-        let capacity = 4096
+        // /proc/self/status has a line of groups, which can be long, ahead of the pids.
+        let capacity = 16 << 10
         guard let memory = lag_memory_zeroed(capacity) else { return }
         defer { lag_memory_free(memory, capacity) }
         let buffer = memory.assumingMemoryBound(to: UInt8.self)

@@ -21,6 +21,8 @@ struct Leases {
         table = lag_header_leases(header)
     }
 
+    func release() { lag_memory_free(entries, Int(LAG_MAX_LEASES) &* MemoryLayout<Entry>.stride) }
+
     /// The smallest threshold of the start's own and every live lease.
     func smallest(_ own: UInt64, now: UInt64) -> UInt64 {
         var smallest = own

@@ -18,6 +18,10 @@ struct WatchContext {
     var syscallReadable = true
     /// How late this tick was.
     var late: UInt64 = 0
+    /// When the next running iteration reaches the threshold; UInt64.max = none in sight.
+    var nextDeadline = UInt64.max
+    /// A loop was born since the module table was last read: a reader wants to know who waits.
+    var modulesWanted = false
 }
 
 struct LoopWatch {
@@ -38,6 +42,8 @@ struct LoopWatch {
     private var lastKind: Int
     private var lastPlace: ThreadLook.Place
     private var lastSP: UInt64
+    /// Whether the scheduler's account has been read since the stall began.
+    private var hasAccount: Bool
     private var firstRun: UInt64
     private var firstWait: UInt64
     private var lastRun: UInt64
@@ -49,42 +55,49 @@ struct LoopWatch {
     static var zero: LoopWatch {
         LoopWatch(
             generation: 0, longTail: 0, stall: 0, stallStart: 0, nextSample: 0, sampleGap: 0, nextLook: 0, lastLook: 0,
-            samples: 0, explained: 0, lastKind: 0, lastPlace: .blockedSomewhere, lastSP: 0, firstRun: 0, firstWait: 0,
-            lastRun: 0, lastWait: 0, firstFaults: 0, worstLate: 0, accountAt: 0)
+            samples: 0, explained: 0, lastKind: 0, lastPlace: .blockedSomewhere, lastSP: 0, hasAccount: false,
+            firstRun: 0, firstWait: 0, lastRun: 0, lastWait: 0, firstFaults: 0, worstLate: 0, accountAt: 0)
     }
 
-    /// One tick for one slot. Returns whether the loop is busy at this moment.
+    /// Whether a stall is open: its length will be known only if its loop goes on recording at today's threshold.
+    var hasStall: Bool { stall != 0 }
+
+    /// One tick for one slot.
     mutating func tick(
         _ index: Int, _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ now: UInt64, _ context: inout WatchContext
-    ) -> Bool {
+    ) {
         var view = lag_loop_view()
-        guard lag_loop_read(pointer, &view) else { return true }
+        guard lag_loop_read(pointer, &view) else { return }
         if view.generation != generation {
             if stall != 0 { drop(&context) }
             self = .zero
             generation = view.generation
+            context.modulesWanted = true
         }
-        guard view.state != UInt32(LAG_LOOP_FREE) else { return false }
+        guard view.state != UInt32(LAG_LOOP_FREE) else { return }
         if context.late > worstLate { worstLate = context.late }
         takeOverLong(index, view, &context)
         guard view.state == UInt32(LAG_LOOP_LIVE) else {
             if stall != 0 { drop(&context) }
-            return false
+            return
         }
         readAccount(pointer, view.tid, now, &context)
         guard view.busy_since_ns != 0 else {
-            // Closed, but not among the long ones: the threshold was raised between. Its length is not known.
+            // Ended, but its entry has fallen out of recent_long (stalls_missed counts it): its length is not known.
             if stall != 0 { drop(&context) }
-            return false
+            return
         }
         if stall != 0, stallStart != view.busy_since_ns { drop(&context) }
         let elapsed = now > view.busy_since_ns ? now &- view.busy_since_ns : 0
-        guard elapsed >= context.threshold else { return true }
+        guard elapsed >= context.threshold else {
+            let deadline = view.busy_since_ns &+ context.threshold
+            if deadline < context.nextDeadline { context.nextDeadline = deadline }
+            return
+        }
         if stall == 0 {
-            guard open(index, view, now, &context) else { return false }
+            guard open(index, view, now, &context) else { return }
         }
         if now >= nextLook { observe(index, pointer, view, now, &context) }
-        return true
     }
 
     // MARK: - opening and closing
@@ -106,6 +119,7 @@ struct LoopWatch {
         lastLook = 0
         samples = 0
         explained = 0
+        hasAccount = false
         worstLate = context.late
         return true
     }
@@ -124,29 +138,26 @@ struct LoopWatch {
                 while longTail != view.long_head {
                     let entry = list[Int(longTail % capacity)]
                     longTail &+= 1
-                    if stall != 0, entry.start_ns == stallStart {
-                        close(entry, &context)
-                    } else if entry.duration_ns >= context.threshold {
-                        _ = context.book.open(
-                            slot: index, view: view, start: entry.start_ns, detected: 0, state: Int(LAG_STALL_CLOSED),
-                            duration: entry.duration_ns)
-                        let late = worstLate
-                        context.book.change(context.segment.header.pointee.stalls_opened) {
-                            $0.pointee.watchdog_late_ns = late
-                        }
-                    }
+                    if stall != 0, entry.start_ns == stallStart, close(entry, &context) { continue }
+                    // Began and ended between two ticks; or its record gave way to newer ones while it was open.
+                    let id = context.book.open(
+                        slot: index, view: view, start: entry.start_ns, detected: 0, state: Int(LAG_STALL_CLOSED),
+                        duration: entry.duration_ns)
+                    let late = worstLate
+                    context.book.change(id) { $0.pointee.watchdog_late_ns = late }
                 }
             }
         }
         if stall == 0 { worstLate = context.late }
     }
 
-    private mutating func close(_ entry: lag_long_iteration, _ context: inout WatchContext) {
+    /// False when the record is not in the ring any more.
+    private mutating func close(_ entry: lag_long_iteration, _ context: inout WatchContext) -> Bool {
         let end = entry.start_ns &+ entry.duration_ns
         let rest = lastLook != 0 && end > lastLook ? end &- lastLook : 0
         let kind = lastKind
         let late = worstLate
-        context.book.change(stall) { record in
+        let isThere = context.book.change(stall) { record in
             record.pointee.duration_ns = entry.duration_ns
             record.pointee.watchdog_late_ns = late
             let looks = lag_stall_looks(record)
@@ -154,6 +165,7 @@ struct LoopWatch {
             record.pointee.state = UInt32(LAG_STALL_CLOSED)
         }
         stall = 0
+        return isThere
     }
 
     private mutating func drop(_ context: inout WatchContext) {
@@ -168,15 +180,18 @@ struct LoopWatch {
         _ context: inout WatchContext
     ) {
         let look = ThreadLook.at(view.tid, context.scratch, syscallReadable: &context.syscallReadable)
-        if look.place == .gone {
+        // The stall may be the loop's last iteration: its thread has gone on to something else, or has ended.
+        if look.place == .gone || !DescriptorCheck.isStillEpoll(view, context.scratch) {
             lag_loop_retire(UInt32(truncatingIfNeeded: index), view.generation)
             drop(&context)
             return
         }
+        // The iteration ended before this look: it says nothing about it, and the loop's own entry closes it.
+        guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return }
         account(look, view, now, &context)
         // Short stalls are looked at every tick; one that lasts for minutes does not need that.
         let elapsed = now &- view.busy_since_ns
-        nextLook = now &+ (elapsed > 10_000_000_000 ? elapsed / 64 : 0)
+        nextLook = now &+ (elapsed > 10_000_000_000 ? elapsed / 64 : 0) &+ context.backOff &* 20_000_000
         guard now >= nextSample, samples < Self.maximumSamples else { return }
         nextSample = now &+ sampleGap &* (1 &+ context.backOff)
         if samples >= Self.denseSamples { sampleGap &+= sampleGap / 2 }
@@ -190,7 +205,9 @@ struct LoopWatch {
             lastSP = look.stackPointer
             let count = samples
             context.book.change(stall) { $0.pointee.samples = count }
-        } else if samples == 0, explained != reason, reason != UInt32(LAG_DROP_MOVED) {
+        } else if reason == UInt32(LAG_DROP_MOVED) {
+            if context.backOff == 0 { nextSample = now }
+        } else if samples == 0, explained != reason {
             explained = reason
             context.capture.explain(slot: index, view: view, stall: stall, look: look, reason: reason, now: now)
         }
@@ -201,7 +218,8 @@ struct LoopWatch {
         _ look: ThreadLook, _ view: lag_loop_view, _ now: UInt64, _ context: inout WatchContext
     ) {
         let isFirst = lastLook == 0
-        if isFirst {
+        if isFirst || !hasAccount {
+            hasAccount = look.hasAccount
             firstRun = look.runTime
             firstWait = look.waitTime
             lastRun = look.runTime
@@ -258,10 +276,15 @@ struct LoopWatch {
         _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ tid: Int32, _ now: UInt64, _ context: inout WatchContext
     ) {
         guard accountAt == 0 || now &- accountAt >= 1_000_000_000 else { return }
+        let isFirst = accountAt == 0
         accountAt = now
+        // Loops that are born by the hundred cost too much: their first account is a second late.
+        if isFirst, context.backOff > 0 { return }
         let count = context.scratch.read(task: tid, "schedstat")
         guard count > 0 else {
-            if count == ThreadLook.noEntry { context.segment.header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_TASK_DIR) }
+            if count == ThreadLook.noEntry, lag_thread_exists(tid) {
+                context.segment.header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_TASK_DIR)
+            }
             return
         }
         var fields = ByteParser(context.scratch.text, count: count)
@@ -283,7 +306,10 @@ enum DescriptorCheck {
         var path = scratch.taskPath(view.tid, "fd/")
         path.append(decimal: UInt64(truncatingIfNeeded: view.epfd))
         let count = lag_link_read(path.path, scratch.text, 128)
-        if count == ThreadLook.noEntry { return false }
+        if count == ThreadLook.noEntry {
+            // Closed, if the thread's own directory is there at all.
+            return lag_thread_exists(view.tid) && scratch.read(task: view.tid, "stat") <= 0
+        }
         guard count > 0 else { return true }
         var link = ByteParser(scratch.text, count: count)
         return link.take("anon_inode:[eventpoll]")

@@ -17,7 +17,9 @@ struct ModuleTable {
     private let path: UnsafeMutablePointer<UInt8>
     private let elf: UnsafeMutableRawPointer
     private var lastScan: UInt64 = 0
-    private var scanNumber: UInt64 = 0
+    /// The file whose lines are being read, and how much of `path` is its name.
+    private var group = Group()
+    private var pathCount = 0
 
     /// One file's mappings, gathered from neighbouring lines.
     private struct Group {
@@ -42,43 +44,62 @@ struct ModuleTable {
         elf = memory + Self.bufferBytes + Self.pathBytes
     }
 
-    /// Brings the table up to date unless that was done within the last second.
-    mutating func refresh(now: UInt64) {
-        guard segment.moduleCount > 0, lastScan == 0 || now &- lastScan > 1_000_000_000 else { return }
+    func release() { lag_memory_free(buffer, Self.bufferBytes &+ Self.pathBytes &+ Self.elfBytes) }
+
+    /// Brings the table up to date unless that was done within the last second; whether it now is.
+    mutating func refresh(now: UInt64) -> Bool {
+        guard segment.moduleCount > 0 else { return true }
+        guard lastScan == 0 || now &- lastScan > 1_000_000_000 else { return false }
         lastScan = now
-        scanNumber &+= 1
         let descriptor = lag_file_open("/proc/self/maps")
-        guard descriptor >= 0 else { return }
+        guard descriptor >= 0 else { return true }
         defer { lag_file_close(descriptor) }
 
-        var group = Group()
-        var pathCount = 0
+        group = Group()
+        pathCount = 0
         var held = 0
         while true {
             let count = lag_file_next(descriptor, buffer + held, Self.bufferBytes &- held)
-            if count <= 0 { break }
+            // Half a list says nothing about what is gone.
+            if count < 0 { return true }
+            if count == 0 { break }
             held &+= count
-            var lineStart = 0
-            var i = 0
-            while i < held {
-                if buffer[i] == UInt8(ascii: "\n") {
-                    take(line: buffer + lineStart, count: i &- lineStart, into: &group, pathCount: &pathCount, now)
-                    lineStart = i &+ 1
-                }
-                i &+= 1
-            }
-            held &-= lineStart
-            if lineStart == 0, held >= Self.bufferBytes { break }
-            if lineStart > 0, held > 0 { (buffer).update(from: buffer + lineStart, count: held) }
+            let taken = takeLines(buffer, count: held, now)
+            held &-= taken
+            // A line longer than the buffer: no path is.
+            if taken == 0, held >= Self.bufferBytes { return true }
+            if taken > 0, held > 0 { buffer.update(from: buffer + taken, count: held) }
         }
-        finish(group, pathCount: pathCount, now)
+        finish(now)
+        markUnmapped(now)
+        return true
+    }
+
+    /// Takes a whole list at once, as `refresh` does piece by piece.
+    mutating func parse(_ bytes: UnsafeMutablePointer<UInt8>, count: Int, now: UInt64) {
+        group = Group()
+        pathCount = 0
+        _ = takeLines(bytes, count: count, now)
+        finish(now)
         markUnmapped(now)
     }
 
+    /// Takes the complete lines; returns how many bytes they have.
+    private mutating func takeLines(_ bytes: UnsafeMutablePointer<UInt8>, count: Int, _ now: UInt64) -> Int {
+        var lineStart = 0
+        var i = 0
+        while i < count {
+            if bytes[i] == UInt8(ascii: "\n") {
+                take(line: bytes + lineStart, count: i &- lineStart, now)
+                lineStart = i &+ 1
+            }
+            i &+= 1
+        }
+        return lineStart
+    }
+
     /// `start-end perms offset major:minor inode   path`
-    private mutating func take(
-        line: UnsafeMutablePointer<UInt8>, count: Int, into group: inout Group, pathCount: inout Int, _ now: UInt64
-    ) {
+    private mutating func take(line: UnsafeMutablePointer<UInt8>, count: Int, _ now: UInt64) {
         var parser = ByteParser(line, count: count)
         guard let start = parser.hexadecimal(), parser.next() == UInt8(ascii: "-"), let end = parser.hexadecimal()
         else { return }
@@ -104,8 +125,8 @@ struct ModuleTable {
         }
         let pathStart = parser.position
         let length = count &- pathStart
-        if !isSamePath(line + pathStart, length, pathCount) || inode != group.inode {
-            finish(group, pathCount: pathCount, now)
+        if !isSamePath(line + pathStart, length) || inode != group.inode {
+            finish(now)
             group = Group()
             pathCount = length < Self.pathBytes ? length : 0
             if pathCount > 0 { path.update(from: line + pathStart, count: pathCount) }
@@ -122,7 +143,7 @@ struct ModuleTable {
         }
     }
 
-    private func isSamePath(_ bytes: UnsafeMutablePointer<UInt8>, _ count: Int, _ pathCount: Int) -> Bool {
+    private func isSamePath(_ bytes: UnsafeMutablePointer<UInt8>, _ count: Int) -> Bool {
         guard count == pathCount else { return false }
         var i = 0
         while i < count {
@@ -133,15 +154,22 @@ struct ModuleTable {
     }
 
     /// Enters a file that has code and an ELF header, unless the table has it already.
-    private mutating func finish(_ group: Group, pathCount: Int, _ now: UInt64) {
+    private func finish(_ now: UInt64) {
         guard group.isExecutable, group.hasBase, pathCount > 0 else { return }
         let known = Int(segment.header.pointee.modules_used)
         let limit = known < segment.moduleCount ? known : segment.moduleCount
         var i = 0
         while i < limit {
             let entry = segment.modules + i
-            if entry.pointee.unmapped_ns == 0, entry.pointee.start == group.start, entry.pointee.inode == group.inode {
-                entry.pointee.end = group.end
+            if entry.pointee.start == group.start, entry.pointee.inode == group.inode,
+                entry.pointee.device == group.device
+            {
+                // One that comes and goes at the same place keeps its entry.
+                if entry.pointee.end != group.end || entry.pointee.unmapped_ns != 0 {
+                    entry.pointee.end = group.end
+                    entry.pointee.unmapped_ns = 0
+                    segment.header.pointee.modules_generation &+= 1
+                }
                 entry.pointee.seen_ns = now
                 return
             }

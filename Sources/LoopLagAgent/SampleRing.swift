@@ -26,6 +26,8 @@ struct SampleRing {
         positions = memory.bindMemory(to: UInt64.self, capacity: Self.trackedRecords)
     }
 
+    func release() { lag_memory_free(positions, Self.trackedRecords &* 8) }
+
     /// Whether a record with this much stack fits at all.
     func hasRoom(stackBytes: Int) -> Bool { Self.total(stackBytes) <= size / 2 }
 
@@ -37,7 +39,7 @@ struct SampleRing {
     mutating func append(_ sample: lag_sample, stack: UnsafeRawPointer?, stackBytes: Int) {
         let total = Self.total(stackBytes)
         guard total <= size / 2 else { return }
-        var offset = head % size
+        var offset = lag_remainder(head, size)
         if offset &+ total > size {
             let rest = size &- offset
             makeRoom(upTo: head &+ rest)

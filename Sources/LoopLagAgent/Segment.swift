@@ -32,7 +32,7 @@ struct Segment {
         var path = ByteBuilder(text, capacity: 256)
 
         if let directory = lag_env("LOOPLAG_DIR"), directory[0] == UInt8(ascii: "/") {
-            path.append(cString: directory, limit: 200)
+            path.append(cString: directory, limit: 256)
             path.append(UInt8(ascii: "/"))
             if let segment = createFile(&path, ticks: ticks, threshold: threshold) { return segment }
         }

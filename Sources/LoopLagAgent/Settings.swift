@@ -55,19 +55,17 @@ struct Settings {
         return parser.isAtEnd ? number &* unit : nil
     }
 
-    /// A comma-separated list of `epoll` and `poll`; unknown words are passed over.
+    /// A comma-separated list of `epoll`, which is always measured, and `poll`; unknown words are passed over.
     static func families(_ text: UnsafePointer<CChar>) -> UInt32 {
         var parser = ByteParser(bytes(text), count: length(text))
-        var found: UInt32 = 0
+        var found = UInt32(LAG_FAMILY_EPOLL)
         while !parser.isAtEnd {
-            if parser.take("epoll") {
-                found |= UInt32(LAG_FAMILY_EPOLL)
-            } else if parser.take("poll") {
+            if parser.take("poll"), parser.isAtEnd || parser.peek == UInt8(ascii: ",") {
                 found |= UInt32(LAG_FAMILY_POLL)
             }
             _ = parser.passOver(UInt8(ascii: ","))
         }
-        return found == 0 ? UInt32(LAG_FAMILY_EPOLL) : found
+        return found
     }
 
     private static func bytes(_ text: UnsafePointer<CChar>) -> UnsafePointer<UInt8> {

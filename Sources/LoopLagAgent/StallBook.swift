@@ -37,17 +37,19 @@ struct StallBook {
         return lastID
     }
 
-    /// Changes a record that is still in the ring; one that newer stalls have overwritten is let go.
-    func change(_ id: UInt64, _ body: (UnsafeMutablePointer<lag_stall>) -> Void) {
+    /// Changes a record that is still in the ring; false for one that newer stalls have overwritten.
+    @discardableResult
+    func change(_ id: UInt64, _ body: (UnsafeMutablePointer<lag_stall>) -> Void) -> Bool {
         let record = entry(id)
-        guard id != 0, record.pointee.id == id else { return }
+        guard id != 0, record.pointee.id == id else { return false }
         let seq = record.pointee.seq | 1
         lag_store_u32(&record.pointee.seq, seq)
         body(record)
         lag_store_u32(&record.pointee.seq, seq &+ 1)
+        return true
     }
 
     private func entry(_ id: UInt64) -> UnsafeMutablePointer<lag_stall> {
-        segment.stalls + Int(truncatingIfNeeded: id % UInt64(truncatingIfNeeded: segment.stallCount))
+        segment.stalls + Int(truncatingIfNeeded: lag_remainder(id, UInt64(truncatingIfNeeded: segment.stallCount)))
     }
 }

@@ -19,6 +19,8 @@ struct Scratch {
         return Scratch(text: bytes, path: bytes + textBytes)
     }
 
+    func release() { lag_memory_free(text, Self.textBytes &+ Self.pathBytes) }
+
     /// Reads /proc/self/task/TID/NAME into `text`; the byte count, or a negative errno.
     func read(task tid: Int32, _ name: StaticString) -> Int {
         lag_file_read(taskPath(tid, name).path, text, Self.textBytes)
@@ -67,7 +69,8 @@ struct ThreadLook {
         var look = ThreadLook(place: .blockedSomewhere, state: 0)
         var count = scratch.read(task: tid, "stat")
         if count == noEntry || count == noProcess {
-            look.place = .gone
+            // Or there is no /proc here, or that of another pid namespace: then nothing is known.
+            if !lag_thread_exists(tid) { look.place = .gone }
             return look
         }
         if var fields = fieldsAfterName(UnsafePointer(scratch.text), count: count) {
@@ -91,6 +94,15 @@ struct ThreadLook {
         return look
     }
 
+    /// Looks once more, only at where the thread is: one or two files instead of four.
+    static func place(of tid: Int32, like before: ThreadLook, _ scratch: Scratch) -> ThreadLook {
+        var look = ThreadLook(place: .blockedSomewhere, state: before.state)
+        var isReadable = true
+        look.findPlace(tid, scratch, &isReadable)
+        // Without that file the state letter is all there is.
+        return isReadable ? look : at(tid, scratch, syscallReadable: &isReadable)
+    }
+
     /// `running`, or number, six arguments, SP and PC, or -1, SP and PC.
     private mutating func findPlace(_ tid: Int32, _ scratch: Scratch, _ syscallReadable: inout Bool) {
         switch state {
@@ -105,10 +117,19 @@ struct ThreadLook {
         let count = scratch.read(task: tid, "syscall")
         guard count > 0 else {
             // Not readable (a non-dumpable process, a hardened kernel): the state letter alone decides.
-            if count == Self.noEntry || count == Self.noProcess { place = .gone } else { syscallReadable = false }
-            if place != .gone { place = state == UInt8(ascii: "R") ? .running : .blockedSomewhere }
+            guard count != Self.noEntry, count != Self.noProcess else {
+                place = .gone
+                return
+            }
+            syscallReadable = false
+            place = state == UInt8(ascii: "R") ? .running : .blockedSomewhere
             return
         }
+        readPlace(scratch, count: count)
+    }
+
+    /// What the first `count` bytes of the scratch text say.
+    mutating func readPlace(_ scratch: Scratch, count: Int) {
         var fields = ByteParser(scratch.text, count: count)
         if fields.take("running") {
             place = .running
@@ -143,7 +164,12 @@ struct ThreadLook {
     static func blocksSignal(_ tid: Int32, _ number: Int32, _ scratch: Scratch) -> Bool {
         let count = scratch.read(task: tid, "status")
         guard count > 0 else { return true }
-        var lines = ByteParser(scratch.text, count: count)
+        return blocks(number, in: ByteParser(scratch.text, count: count))
+    }
+
+    /// The same from the lines of a status file; what they do not say counts as blocked.
+    static func blocks(_ number: Int32, in status: ByteParser) -> Bool {
+        var lines = status
         while !lines.isAtEnd {
             if lines.take("SigBlk:") {
                 lines.skip(UInt8(ascii: "\t"))

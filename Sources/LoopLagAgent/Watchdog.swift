@@ -7,6 +7,7 @@ import CLoopLag
 
 struct Watchdog {
     private static let shortestPeriod: UInt64 = 5_000_000
+    private static let shortestWait: UInt64 = 1_000_000
     private static let longestPeriod: UInt64 = 250_000_000
     private static let second: UInt64 = 1_000_000_000
     /// One per cent of a core.
@@ -16,6 +17,8 @@ struct Watchdog {
     private var leases: Leases
     private let settings: Settings
     private let watches: UnsafeMutablePointer<LoopWatch>
+    /// The start that this watchdog belongs to.
+    private let epoch: UInt32
     private var selfCheckedAt: UInt64 = 0
     private var cpuAtCheck: UInt64 = 0
 
@@ -49,12 +52,14 @@ struct Watchdog {
         self.leases = leases
         self.settings = settings
         self.watches = watches
+        epoch = lag_life_epoch()
     }
 
     /// The thread's body. Returns when the agent is parked.
     static func run(_ raw: UnsafeMutableRawPointer?) {
         guard let raw else { return }
         raw.assumingMemoryBound(to: Watchdog.self).pointee.watch()
+        lag_memory_free(raw, MemoryLayout<Watchdog>.stride)
     }
 
     private mutating func watch() {
@@ -63,7 +68,6 @@ struct Watchdog {
         if !lag_thread_private_descriptors(context.segment.descriptor) {
             header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PRIVATE_FDS)
         }
-        let epoch = lag_life_epoch()
         let isLinked = lag_life_mode() != UInt32(LAG_MODE_PRELOAD)
         var due = lag_clock_now()
         while lag_life_state() != UInt32(LAG_LIFE_PARKED), lag_life_epoch() == epoch {
@@ -73,28 +77,59 @@ struct Watchdog {
             header.pointee.watchdog_late_total_ns &+= context.late
 
             let threshold = leases.smallest(settings.threshold, now: now)
-            if threshold != context.threshold {
+            // While a stall is open it is not raised: the loop records the length only at or above it.
+            if threshold < context.threshold || (threshold > context.threshold && !hasStall) {
                 context.threshold = threshold
                 lag_loops_set_capture_threshold(threshold)
                 header.pointee.capture_threshold_ns = threshold
             }
+            context.nextDeadline = UInt64.max
+            let used = Int(lag_loops_used())
             var i = 0
-            while i < context.segment.loopCount {
-                _ = watches[i].tick(i, context.segment.loops + i, now, &context)
+            while i < context.segment.loopCount, i < used {
+                watches[i].tick(i, context.segment.loops + i, now, &context)
                 i &+= 1
             }
+            if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
             lag_store_u64(&header.pointee.heartbeat_ns, now)
             header.pointee.watchdog_ticks &+= 1
 
-            let quarter = threshold / 4
+            let quarter = context.threshold / 4
             let period =
                 quarter < Self.shortestPeriod
                 ? Self.shortestPeriod : (quarter > Self.longestPeriod ? Self.longestPeriod : quarter)
             due = now &+ period
+            // An iteration that runs now is looked at when it reaches the threshold, not up to a period later.
+            if context.nextDeadline < due {
+                due = context.nextDeadline > now &+ Self.shortestWait ? context.nextDeadline : now &+ Self.shortestWait
+            }
+            // What this tick itself took is not lateness.
+            let done = lag_clock_now()
+            if due < done { due = done }
             lag_sleep_until(due)
         }
         lag_store_u32(&header.pointee.state, UInt32(LAG_STATE_PARKED))
+        release()
+    }
+
+    private var hasStall: Bool {
+        var i = 0
+        while i < context.segment.loopCount {
+            if watches[i].hasStall { return true }
+            i &+= 1
+        }
+        return false
+    }
+
+    /// Gives everything back: a server may be measured now and then.
+    private func release() {
+        context.capture.release()
+        leases.release()
+        context.scratch.release()
+        let segment = context.segment
+        lag_memory_free(watches, MemoryLayout<LoopWatch>.stride &* segment.loopCount)
+        lag_segment_abandon(segment.base, segment.bytes)
     }
 
     /// Once a second: what the agent costs, whether it must back off, whether new objects wait to be patched.

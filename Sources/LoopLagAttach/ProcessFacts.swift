@@ -68,7 +68,8 @@ public struct ProcessFacts: Hashable, Sendable {
         guard let bytes = try? ProcFile.read("/proc/\(identity.pid)/stat", limit: 4096),
             let stat = parseStat(bytes)
         else { return false }
-        return stat.startTicks == identity.startTicks && !((stat.state == "Z" || stat.state == "X") && stat.threads <= 1)
+        return stat.startTicks == identity.startTicks
+            && !((stat.state == "Z" || stat.state == "X") && stat.threads <= 1)
     }
 
     /// When the process started, in nanoseconds since 1970, to a hundredth of a second; nil when it makes no sense.
@@ -85,6 +86,14 @@ public struct ProcessFacts: Hashable, Sendable {
         guard !overflow, started <= nanoseconds(uptime) else { return nil }
         let age = nanoseconds(uptime) - started
         return nanoseconds(now) > age ? nanoseconds(now) - age : nil
+    }
+
+    /// The pid given out last in this pid namespace: while it stands still, no process was born. nil where /proc does
+    /// not say.
+    public static func lastPID() -> Int32? {
+        guard let bytes = try? ProcFile.read("/proc/loadavg", limit: 256) else { return nil }
+        let words = bytes.split(whereSeparator: { $0 == 0x20 || $0 == 0x0a })
+        return words.count > 4 ? Int32(text(words[4])) : nil
     }
 
     /// Whether the process has mapped a file of this name; nil when its mappings may not be read.
@@ -155,7 +164,8 @@ extension ProcessFacts {
         let fields = bytes[(close + 1)...].split(whereSeparator: { $0 == 0x20 || $0 == 0x0a })
         // Field numbers of proc(5) less 3: state 0, ppid 1, flags 6, num_threads 17, starttime 19.
         guard fields.count > 19, let letter = fields[0].first, let parent = Int32(text(fields[1])),
-            let flags = UInt64(text(fields[6])), let threads = Int(text(fields[17])), let start = UInt64(text(fields[19]))
+            let flags = UInt64(text(fields[6])), let threads = Int(text(fields[17])),
+            let start = UInt64(text(fields[19]))
         else { return nil }
         return Stat(
             name: name, state: Character(Unicode.Scalar(letter)), parent: parent,

@@ -43,7 +43,8 @@ public struct SignalInbox: ~Copyable {
         var info = siginfo_t()
         let number = sigtimedwait(&awaited, &info, &limit)
         guard number > 0 else { return nil }
-        return ReceivedSignal(number: number, isFromKernel: info.si_code == SI_KERNEL, wasIgnored: ignored.contains(number))
+        return ReceivedSignal(
+            number: number, isFromKernel: info.si_code == SI_KERNEL, wasIgnored: ignored.contains(number))
     }
 }
 

@@ -38,7 +38,9 @@ enum Console {
             let bytes = Array(text.utf8)
             var done = 0
             while done < bytes.count {
-                let count = bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress.map { $0 + done }, $0.count - done) }
+                let count = bytes.withUnsafeBytes {
+                    Glibc.write(descriptor, $0.baseAddress.map { $0 + done }, $0.count - done)
+                }
                 if count >= 0 {
                     done += count
                 } else if errno == EAGAIN {

@@ -2,6 +2,7 @@
 /// guessed one would be wrong by a thousand.
 
 import ArgumentParser
+import LoopLagAttach
 import LoopLagModel
 
 enum DurationArgument {
@@ -29,7 +30,9 @@ enum DurationArgument {
     /// As typed, in the largest unit that stays whole.
     static func format(_ duration: Duration) -> String {
         let nanoseconds = duration.nanosecondCount
-        for (factor, unit) in [(60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")] as [(Int64, String)] {
+        for (factor, unit) in [(60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")]
+            as [(Int64, String)]
+        {
             if nanoseconds >= factor && nanoseconds % factor == 0 { return "\(nanoseconds / factor)\(unit)" }
         }
         return "\(nanoseconds)ns"
@@ -38,17 +41,38 @@ enum DurationArgument {
 
 /// `--threshold`, the same in every verb that measures.
 struct ThresholdOption: ParsableArguments {
+    static let usual: Duration = .milliseconds(100)
+
     @Option(
-        name: .long,
-        help: ArgumentHelp("Report iterations of at least this length.", valueName: "duration"),
+        name: .customLong("threshold"),
+        help: ArgumentHelp(
+            "Report iterations of at least this length (default: 100ms).", valueName: "duration"),
         transform: DurationArgument.parse)
-    var threshold: Duration = .milliseconds(100)
+    var given: Duration?
+
+    var threshold: Duration { given ?? Self.usual }
+
+    /// For a verb that starts servers: what they would take from the environment themselves is not overruled by a
+    /// default. A value that is no duration is told, and left alone as the agent leaves it.
+    func resolved(environment: String?) -> (threshold: Duration, complaint: String?) {
+        if let given { return (given, nil) }
+        guard let environment, !environment.isEmpty else { return (Self.usual, nil) }
+        guard let asked = try? DurationArgument.parse(environment) else {
+            let text = ProcessFacts.printable(environment)
+            return (
+                Self.usual, "LOOPLAG_THRESHOLD=\(text) is no duration and was ignored; write 250us, 100ms, 2s or 1m"
+            )
+        }
+        return (asked, nil)
+    }
 
     /// The agent captures stalls of this length and more, whatever is asked for.
     private static let smallest: Duration = .milliseconds(1)
 
-    func noteLimits() {
-        if threshold < Self.smallest {
+    func noteLimits() { Self.noteLimits(of: threshold) }
+
+    static func noteLimits(of threshold: Duration) {
+        if threshold < smallest {
             Console.error("stalls under 1ms are counted and not shown: the agent watches for 1ms and more")
         }
     }

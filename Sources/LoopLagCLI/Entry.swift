@@ -67,7 +67,9 @@ struct LoopLagCommand: ParsableCommand {
             exits as its command did.
             """,
         version: Version.text,
-        subcommands: [RunVerb.self, PsVerb.self, StallsVerb.self, RecordVerb.self, ReportVerb.self])
+        subcommands: [
+            RunVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, ReportVerb.self,
+        ])
 }
 
 enum Version {

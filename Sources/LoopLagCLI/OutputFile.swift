@@ -102,7 +102,9 @@ struct OutputFile {
     private func writeStraight(_ bytes: [UInt8], to descriptor: Int32, name: String) throws(Failure) {
         var done = 0
         while done < bytes.count {
-            let count = bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress.map { $0 + done }, $0.count - done) }
+            let count = bytes.withUnsafeBytes {
+                Glibc.write(descriptor, $0.baseAddress.map { $0 + done }, $0.count - done)
+            }
             if count > 0 {
                 done += count
             } else if count < 0 && errno == EAGAIN {

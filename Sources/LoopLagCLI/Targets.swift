@@ -21,11 +21,14 @@ enum Targets {
     static func failure(_ error: TelemetryError, pid: Int32) -> Failure {
         switch error {
         case .noAgent:
-            let facts = try? ProcessFacts.read(pid: pid)
-            let name = facts.map { " (\($0.displayName))" } ?? ""
+            let name = (try? ProcessFacts.read(pid: pid)).map { " (\($0.displayName))" } ?? ""
+            if ProcessFacts.hasMapped(fileName: AgentObject.fileName, pid: pid) == true {
+                return Failure(
+                    "no telemetry of \(pid)\(name) yet: the agent is loaded and has not seen it wait for events;"
+                        + " try again once it serves")
+            }
             return Failure(
-                "no agent in \(pid)\(name): it was not started with looplag, or has not waited for events yet;"
-                    + " start it with 'looplag run -- ...'")
+                "no agent in \(pid)\(name): it was not started with looplag; start it with 'looplag run -- ...'")
         case .noSuchProcess, .gone: return Failure(error.message, status: Failure.gone)
         case .notPermitted: return Failure(error.message, status: Failure.notPermitted)
         case .untrusted, .corrupt, .otherVersion, .io: return Failure(error.message)

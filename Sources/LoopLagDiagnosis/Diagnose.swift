@@ -69,32 +69,35 @@ private struct CauseShares {
     /// The scheduler accounts a running thread at its ticks (1...10 ms), so differences up to here say nothing.
     private static let accountingSlack = 20e6
 
+    /// The looks add up to the whole stall: the first counts for the time before it. The scheduler's account, like
+    /// `observed`, spans only the first look to the last.
     init(_ evidence: StallEvidence) {
         var stopped = nanoseconds(evidence.stopped)
+        var unknown = nanoseconds(evidence.unknown)
         let runnable = nanoseconds(evidence.onCPU) + nanoseconds(evidence.runQueueLooks)
         let ran = nanoseconds(evidence.cpuTime)
         // A look cannot always tell running from waiting to run; the scheduler's own account can.
-        var queued = min(runnable, max(nanoseconds(evidence.runQueueTime), nanoseconds(evidence.runQueueLooks)))
+        let queued = min(runnable, max(nanoseconds(evidence.runQueueTime), nanoseconds(evidence.runQueueLooks)))
         var onCPU = runnable - queued
-        // A look stands for the time since the one before. Where the thread neither ran nor was queued for most of what
-        // the looks call runnable, and the watchdog itself was late just then, both were halted: SIGSTOP to the whole
-        // process, a frozen cgroup, a suspended VM.
-        let missing = runnable - ran - nanoseconds(evidence.runQueueTime)
         let late = nanoseconds(evidence.watchdogLate)
+        let accounted = min(runnable, nanoseconds(evidence.observed))
+        let missing = accounted - ran - nanoseconds(evidence.runQueueTime)
         if ran > 0, missing > Self.accountingSlack, late >= missing / 2 {
-            let halted = min(missing, late)
+            // Neither ran nor was queued, and the watchdog was held up just then: both were halted (SIGSTOP to the whole
+            // process, a frozen cgroup, a suspended VM).
+            let halted = min(missing, late, onCPU)
             stopped += halted
-            onCPU -= min(onCPU, halted)
-        } else if ran == 0, late > Self.accountingSlack, late >= runnable / 2 {
-            // No account to go by: somebody kept the watchdog from running for most of it, and that was not the loop.
-            let starved = min(onCPU, late)
-            queued += starved
-            onCPU -= starved
+            onCPU -= halted
+        } else if late > Self.accountingSlack, late >= runnable / 2, ran < accounted * 0.8 || accounted < runnable / 2 {
+            // Mostly unseen: somebody kept the watchdog from looking, and what it saw afterwards says nothing of then.
+            let unseen = min(onCPU, late)
+            unknown += unseen
+            onCPU -= unseen
         }
         lengths = [
             .processStopped: stopped, .runQueue: queued, .lock: nanoseconds(evidence.inLock),
             .pageFault: nanoseconds(evidence.pageFault), .syscall: nanoseconds(evidence.inSyscall), .onCPU: onCPU,
-            .unknown: nanoseconds(evidence.unknown),
+            .unknown: unknown,
         ]
     }
 

@@ -91,17 +91,14 @@ private func inferredRole(
     if ["SignalInspector", "InspectorIo", "DelayedTaskSche"].contains(where: { loop.threadName.hasPrefix($0) }) {
         return .helper
     }
-    // Earlier ones do not. The platform starts its delayed-task thread as the very first, so it has the tid after the
-    // main thread's; workers can only come after it and after the platform's own threads.
-    let named = process.loops.first { $0.tid == main }?.threadName
-    let unnamed = named == nil || loop.threadName == named || loop.threadName == "node"
-    if unnamed, loop.tid == main &+ 1 { return .helper }
-    // With --inspect the next loop thread is the inspector's: it starts before any script could start a worker.
-    if unnamed, process.command.contains(where: { $0.hasPrefix("--inspect") }) {
-        let others = process.loops.map(\.tid).filter { $0 > main &+ 1 }
-        return others.min() == loop.tid ? .helper : .server
-    }
-    return .server
+    // Earlier ones do not, but start their threads in one order: main, delayed tasks, the four of the platform's pool,
+    // the signal watcher, the inspector if it is on, and only then a script's workers. Preloaded, the agent has seen the
+    // delayed-task thread register; attached, only if it has woken since, and then it is close behind the main thread.
+    let others = process.loops.map(\.tid).filter { $0 > main }.sorted()
+    var helpers = 0
+    if let first = others.first, process.agent.mode == "preload" || first &- main < 6 { helpers += 1 }
+    if process.command.contains(where: { $0.hasPrefix("--inspect") }) { helpers += 1 }
+    return others.prefix(helpers).contains(loop.tid) ? .helper : .server
 }
 
 /// The main thread's tid as the host sees it. The process's pid is the reader's view, which differs from that in

@@ -84,7 +84,8 @@ public enum PlainText {
     /// Three digits and a unit, as a person reads a length of time: "182 ms", "3.1 s", "2 min 5 s".
     public static func duration(nanoseconds: Int64) -> String {
         let value = Double(max(0, nanoseconds))
-        if value < 1e3 { return "\(max(0, nanoseconds)) ns" }
+        if value == 0 { return "0 ms" }
+        if value < 1e3 { return "\(nanoseconds) ns" }
         if value < 999_500 { return number(value / 1e3) + " us" }
         if value < 999_500_000 { return number(value / 1e6) + " ms" }
         if value < 99.95e9 { return number(value / 1e9) + " s" }

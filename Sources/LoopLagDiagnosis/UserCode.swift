@@ -85,6 +85,7 @@ public struct UserCode: Sendable {
 
     /// Functions of runtimes and frameworks that a statically linked executable carries in itself.
     private func isRuntimeFunction(_ function: String) -> Bool {
+        if Self.runtimeFunctions.contains(function) { return true }
         if Self.runtimePrefixes.contains(where: { function.hasPrefix($0) }) { return true }
         guard let module = swiftModule(ofFunction: function) else { return false }
         return Self.frameworkModules.contains(module)
@@ -104,35 +105,39 @@ public struct UserCode: Sendable {
         "/usr/include/", "/usr/lib/", "/.build/checkouts/", "/swift/stdlib/", "/sysdeps/",
     ]
 
+    /// Beginnings of file names. The versioned ones (libssl.so.3) need no entry.
     private static let systemLibraries = [
         "libc-", "libc.", "libpthread", "libdl-", "librt-", "libm-", "libstdc++", "libgcc_s", "libswift",
-        "libFoundation",
-        "lib_Foundation", "lib_", "libdispatch", "libBlocksRuntime", "libXCTest", "libTesting", "libjemalloc",
-        "libtcmalloc", "libmimalloc", "liblooplag", "libuv", "libev", "libssl", "libcrypto", "memfd:looplag",
+        "libFoundation", "lib_Foundation", "libdispatch.", "libBlocksRuntime", "libXCTest", "libTesting", "libjemalloc",
+        "libtcmalloc", "libmimalloc", "liblooplag-", "libuv.", "libev.", "libevent", "libssl", "libcrypto",
+        "memfd:looplag",
+    ]
+
+    private static let runtimeFunctions: Set<String> = [
+        "_start", "start_thread", "clone", "clone3", "__clone", "__clone3", "__restore_rt", "dispatch_main",
+        "dispatch_sync", "dispatch_async", "dispatch_group_wait", "dispatch_semaphore_wait", "dispatch_once_f",
     ]
 
     private static let runtimePrefixes = [
-        "_start", "__libc_", "__GI_", "start_thread", "clone", "__clone", "_dl_", "__restore_rt", "swift_", "_swift_",
-        "swift::", "__swift_", "_dispatch_", "dispatch_", "std::", "__cxa_", "__gnu_cxx", "operator new",
-        "operator delete", "je_", "_je_", "tc_malloc", "mi_malloc", "CNIO", "c_nio_", "uv__", "lag_", "thunk for ",
-        "reabstraction thunk", "outlined ", "value witness", "_pthread", "pthread_", "boringssl_", "llhttp_",
+        "__libc_", "__GI_", "_dl_", "swift_", "_swift_", "swift::", "__swift_", "_dispatch_", "std::", "__cxa_",
+        "__gnu_cxx", "operator new", "operator delete", "je_", "_je_", "tc_malloc", "mi_malloc", "CNIO", "c_nio_",
+        "uv__", "lag_hook_", "thunk for ", "reabstraction thunk", "outlined ", "value witness", "_pthread", "pthread_",
+        "boringssl_", "llhttp_",
     ]
 
     private static let frameworkModules: Set<String> = [
         "Swift", "_Concurrency", "_StringProcessing", "_RegexParser", "_Differentiation", "Synchronization",
-        "Distributed",
-        "Observation", "Glibc", "SwiftGlibc", "Musl", "__C", "__C_Synthesized", "Dispatch", "CDispatch", "System",
-        "SystemPackage", "Builtin", "Logging", "Metrics", "CoreMetrics", "Tracing", "Instrumentation",
+        "Distributed", "Observation", "Glibc", "SwiftGlibc", "Musl", "__C", "__C_Synthesized", "Dispatch", "CDispatch",
+        "System", "SystemPackage", "Builtin", "Logging", "Metrics", "CoreMetrics", "Tracing", "Instrumentation",
         "InstrumentationBaggage", "ServiceContextModule", "ServiceLifecycle", "UnixSignals", "ConcurrencyHelpers",
         "Atomics", "_AtomicsShims", "DequeModule", "OrderedCollections", "HeapModule", "BitCollections",
         "HashTreeCollections", "InternalCollectionsUtilities", "AsyncAlgorithms", "HTTPTypes", "X509", "SwiftASN1",
         "Crypto", "_CryptoExtras", "AsyncHTTPClient", "MultipartKit", "WebSocketKit", "RoutingKit", "ConsoleKit",
         "AsyncKit", "FluentKit", "SQLKit", "PostgresNIO", "PostgresKit", "RediStack", "Valkey", "ArgumentParser",
-        "Prometheus", "Configuration", "GRPC", "SwiftProtobuf", "Runtime",
+        "Prometheus", "Configuration", "SwiftProtobuf", "Runtime", "LoopLag", "LoopLagAgent", "LoopLagNIO", "CLoopLag",
     ]
 
     private static let frameworkFamilies = [
-        "NIO", "_NIO", "CNIO", "Foundation", "_Foundation", "Hummingbird", "Vapor", "GRPC", "HTTP2", "LoopLag",
-        "CLoopLag",
+        "NIO", "_NIO", "CNIO", "Foundation", "_Foundation", "Hummingbird", "Vapor", "GRPC", "HTTP2",
     ]
 }

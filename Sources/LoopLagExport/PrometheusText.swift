@@ -10,13 +10,13 @@ public enum PrometheusText {
     public static let contentType = "text/plain; version=0.0.4; charset=utf-8"
 
     /// How processes and loops are called.
-    public struct Naming {
-        public var process: (ProcessSnapshot) -> String
-        public var loop: (ProcessSnapshot, LoopSnapshot) -> (name: String, kind: String, role: LoopRole)
+    public struct Naming: Sendable {
+        public var process: @Sendable (ProcessSnapshot) -> String
+        public var loop: @Sendable (ProcessSnapshot, LoopSnapshot) -> (name: String, kind: String, role: LoopRole)
 
         public init(
-            process: @escaping (ProcessSnapshot) -> String,
-            loop: @escaping (ProcessSnapshot, LoopSnapshot) -> (name: String, kind: String, role: LoopRole)
+            process: @escaping @Sendable (ProcessSnapshot) -> String,
+            loop: @escaping @Sendable (ProcessSnapshot, LoopSnapshot) -> (name: String, kind: String, role: LoopRole)
         ) {
             self.process = process
             self.loop = loop

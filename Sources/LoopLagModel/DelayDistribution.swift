@@ -59,23 +59,28 @@ public struct DelayDistribution: Hashable, Sendable {
             let atEnd = length.tailSum - length.value * length.tailCount
             if atEnd <= target {
                 let x = (length.tailSum - target) / length.tailCount
-                return .nanoseconds(Int64(max(previous, min(x, length.value))))
+                return Self.length(max(previous, min(x, length.value)))
             }
             previous = length.value
         }
-        return lengths.last.map { .nanoseconds(Int64($0.value)) }
+        return lengths.last.map { Self.length($0.value) }
     }
 
     /// The expected delay: sum of d² / 2T.
     public var mean: Duration? {
         guard window > 0 else { return nil }
         let sum = lengths.reduce(0.0) { $0 + $1.value * $1.value * $1.count }
-        return .nanoseconds(Int64(min(9e18, sum / 2 / Double(window))))
+        return Self.length(sum / 2 / Double(window))
     }
 
     public var maximum: Duration? {
         guard window > 0 else { return nil }
-        return .nanoseconds(Int64(lengths.last?.value ?? 0))
+        return Self.length(lengths.last?.value ?? 0)
+    }
+
+    /// Saturates: a corrupt file can hold counts whose sums no integer takes.
+    private static func length(_ nanoseconds: Double) -> Duration {
+        .nanoseconds(nanoseconds < 9e18 ? Int64(max(0, nanoseconds)) : Int64.max)
     }
 
     /// Sum over iterations of max(0, d - x), in nanoseconds.

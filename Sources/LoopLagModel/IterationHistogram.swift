@@ -57,7 +57,8 @@ public struct IterationHistogram: Hashable, Sendable {
     public func value(atQuantile quantile: Double) -> UInt64? {
         let total = self.total
         guard total > 0 else { return nil }
-        let rank = max(1, UInt64((Double(total) * min(1, max(0, quantile))).rounded(.up)))
+        let share = (Double(total) * min(1, max(0, quantile))).rounded(.up)
+        let rank = share >= 1.8e19 ? total : max(1, UInt64(share))
         var seen: UInt64 = 0
         for (i, count) in counts.enumerated() where count > 0 {
             seen &+= count

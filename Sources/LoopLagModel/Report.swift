@@ -120,6 +120,8 @@ public struct ReportProcess: Hashable, Sendable, Codable {
     public var loops: [ReportLoop]
     public var pools: [ReportPool]
     public var stalls: [ReportStall]
+    /// The threads of a `dump`; absent in other reports.
+    public var dump: [ReportThread]?
     public var agent: Agent
 
     public init(

@@ -65,12 +65,16 @@ public enum ReportBuilder {
             }
         }
         reported.sort { ($0.start, $0.id.count, $0.id) < ($1.start, $1.id.count, $1.id) }
-        return ReportProcess(
+        var result = ReportProcess(
             pid: to.identity.pid, command: to.command, executable: to.executable,
             runtime: to.runtime.map { ReportProcess.RuntimeInfo(name: $0, version: to.runtimeVersion) },
             started: process.startedWallNanoseconds.map(WallClock.timestamp), loops: loops,
             pools: to.pools.map { build($0, prefix: prefix) }, stalls: reported,
             agent: agent(from: process.from, to: to, window: end.since(start)))
+        result.dump = process.dump?.map { thread in
+            thread.reported(prefix: prefix) { frames.index(of: $0) }
+        }
+        return result
     }
 
     /// A dead process's counters stand still at its death, not at the moment its segment was read.

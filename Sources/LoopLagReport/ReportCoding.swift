@@ -100,6 +100,11 @@ public enum ReportCoding {
     private static func check(_ report: Report) throws(ReportError) {
         for process in report.processes {
             let loops = Set(process.loops.map(\.id))
+            for thread in process.dump ?? [] {
+                guard thread.stack.allSatisfy(report.frames.indices.contains) else {
+                    throw .damaged("thread \(thread.tid) has a frame that is not there")
+                }
+            }
             for stall in process.stalls {
                 guard loops.contains(stall.loopID) else {
                     throw .damaged("stall \(PlainText.clip(stall.id, to: 40)) is of a loop that is not there")

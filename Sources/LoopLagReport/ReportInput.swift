@@ -19,10 +19,13 @@ public struct ReportInput: Sendable {
         public var goneLoops: [LoopSnapshot]
         /// When the process started, nanoseconds since 1970; nil when unknown.
         public var startedWallNanoseconds: UInt64?
+        /// The threads of a `dump`; nil in other reports.
+        public var dump: [DumpedThread]?
 
         public init(
             from: ProcessSnapshot?, to: ProcessSnapshot, stalls: [StallRecord], samples: [StackSample] = [],
-            callers: [LoopID: Frame] = [:], goneLoops: [LoopSnapshot] = [], startedWallNanoseconds: UInt64? = nil
+            callers: [LoopID: Frame] = [:], goneLoops: [LoopSnapshot] = [], startedWallNanoseconds: UInt64? = nil,
+            dump: [DumpedThread]? = nil
         ) {
             self.from = from
             self.to = to
@@ -31,6 +34,7 @@ public struct ReportInput: Sendable {
             self.callers = callers
             self.goneLoops = goneLoops
             self.startedWallNanoseconds = startedWallNanoseconds
+            self.dump = dump
         }
     }
 

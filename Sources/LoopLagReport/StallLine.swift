@@ -68,7 +68,7 @@ public enum StallLine {
         var columns = [
             WallClock.timeOfDay(event.wallNanoseconds, zone: zone),
             PlainText.right("\(event.pid)", 7) + " " + PlainText.left(event.server, 12),
-            PlainText.left("\(event.loop.name)·\(event.loop.kind)", 18), PlainText.left(verb, 6),
+            PlainText.left("\(event.loop.name)·\(event.loop.kind)", 18), PlainText.left(verb, 7),
             PlainText.right(length, 8),
         ]
         if event.kind == .closed, event.stall.state != .dropped, let diagnosis = event.diagnosis {

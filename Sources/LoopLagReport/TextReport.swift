@@ -41,7 +41,7 @@ public enum TextReport {
                 cpus += ", limited to \(String(format: "%g", limit))"
             }
             let when =
-                "LoopLag: \(duration(report.recorded.durationNS)) from \(report.recorded.start) on "
+                "LoopLag: \(duration(report.recorded.durationNS)) from \(moment(report.recorded.start, fraction: false)) on "
                 + "\(machine.hostname) (\(cpus)), threshold \(duration(report.settings.thresholdNS))"
             var result = TextTable.wrap(when, width: width, hanging: 2) + [""]
             if report.processes.isEmpty { result.append("No process was measured.") }
@@ -175,7 +175,7 @@ public enum TextReport {
             let state = stall.open ? "still open after" : "lasted"
             let cause = [stall.cause.rawValue, stall.syscall].compactMap { $0 }.joined(separator: " ")
             let title =
-                "WORST STALL  \(process.pid) \(name) \(loop), \(stall.start), \(state) "
+                "WORST STALL \(process.pid) \(name) \(loop), \(moment(stall.start)), \(state) "
                 + "\(duration(stall.durationNS)), \(cause)"
             var result = TextTable.wrap(title, width: width, hanging: 2)
             // The fullest stack says most; of equals the first.
@@ -252,6 +252,13 @@ public enum TextReport {
 
         private func duration(_ nanoseconds: Double) -> String {
             PlainText.duration(nanoseconds: Int64(min(9e18, max(0, nanoseconds))))
+        }
+
+        /// "2026-03-01 12:03:22.410 UTC" of the report's own form; anything else as it stands.
+        private func moment(_ timestamp: String, fraction: Bool = true) -> String {
+            let parts = timestamp.split(separator: "T")
+            guard parts.count == 2, parts[0].count == 10, parts[1].hasSuffix("Z") else { return timestamp }
+            return "\(parts[0]) \(parts[1].dropLast().prefix(fraction ? 12 : 8)) UTC"
         }
 
         private func known(_ nanoseconds: Int64?) -> String { nanoseconds.map(duration) ?? "-" }

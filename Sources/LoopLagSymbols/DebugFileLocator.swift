@@ -17,8 +17,9 @@ struct DebugFileLocator {
         // Our own folders first, then those that the process sees.
         let roots = [""] + (identity.map { ["/proc/\($0.pid)/root"] } ?? [])
         if image.buildID.count >= 2 {
-            let name = "/usr/lib/debug/.build-id/" + hex(image.buildID.prefix(1)) + "/"
-                + hex(image.buildID.dropFirst()) + ".debug"
+            let name =
+                "/usr/lib/debug/.build-id/" + hexadecimal(image.buildID.prefix(1)) + "/"
+                + hexadecimal(image.buildID.dropFirst()) + ".debug"
             for root in roots {
                 if let found = try? ElfImage(path: root + name), found.buildID == image.buildID { return found }
             }
@@ -63,9 +64,5 @@ struct DebugFileLocator {
             offset += count
         }
         return ~value
-    }
-
-    private func hex(_ bytes: some Sequence<UInt8>) -> String {
-        bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
     }
 }

@@ -211,8 +211,9 @@ final class DebugInfo {
         repeat {
             budget -= 1
             let tag = Int(dwarf_tag(&die))
-            guard tag == DW_TAG_inlined_subroutine || tag == DW_TAG_lexical_block || tag == DW_TAG_try_block
-                || tag == DW_TAG_catch_block
+            guard
+                tag == DW_TAG_inlined_subroutine || tag == DW_TAG_lexical_block || tag == DW_TAG_try_block
+                    || tag == DW_TAG_catch_block
             else { continue }
             let holds = dwarf_haspc(&die, address)
             if holds > 0 {

@@ -38,7 +38,15 @@ enum Demangler {
             let base = symbol.split(separator: ".", maxSplits: 1, omittingEmptySubsequences: false)[0]
             if let full = cxx(String(base)) { return Result(name: CxxName.simplify(full), isSwift: false) }
         }
-        return Result(name: symbol, isSwift: false)
+        return Result(name: plain(symbol), isSwift: false)
+    }
+
+    /// Compilers mark the copies that they make of a function: `parse.constprop.0`, `lshift.part.1.cold`.
+    private static func plain(_ symbol: String) -> String {
+        guard let dot = symbol.firstIndex(of: "."), dot != symbol.startIndex else { return symbol }
+        let suffix = symbol[symbol.index(after: dot)...].prefix { $0 != "." }
+        let marks = ["constprop", "isra", "part", "cold", "lto_priv", "llvm", "localalias", "clone"]
+        return marks.contains(String(suffix)) ? String(symbol[..<dot]) : symbol
     }
 
     private static func swift(_ symbol: String) -> String? {

@@ -52,12 +52,17 @@ final class ElfImage {
     let size: UInt64
     let device: UInt64
     let inode: UInt64
+    /// Who owns the file; seconds since the epoch of its last change.
+    let owner: UInt32
+    let modified: Int
     /// ET_EXEC or ET_DYN.
     let type: UInt16
     let segments: [Segment]
     let sections: [Section]
     let buildID: [UInt8]
     private let loads: [Segment]
+    private let firstAddress: UInt64
+    private let memorySize: UInt64
     private var chunks: [UInt64: [UInt8]] = [:]
     private var lastChunk: (index: UInt64, bytes: [UInt8])?
 
@@ -72,9 +77,7 @@ final class ElfImage {
             throw .notRegular
         }
         do {
-            try self.init(
-                source: .file(fd), size: UInt64(status.st_size), device: UInt64(status.st_dev),
-                inode: UInt64(status.st_ino))
+            try self.init(source: .file(fd), size: UInt64(status.st_size), status: status)
         } catch {
             // The instance never came to be, so `deinit` does not close it.
             close(fd)
@@ -84,10 +87,10 @@ final class ElfImage {
 
     /// An ELF file that lies in memory: the vdso, and mutated files under test.
     convenience init(bytes: [UInt8]) throws(ElfError) {
-        try self.init(source: .memory(bytes), size: UInt64(bytes.count), device: 0, inode: 0)
+        try self.init(source: .memory(bytes), size: UInt64(bytes.count), status: stat())
     }
 
-    private init(source: Source, size: UInt64, device: UInt64, inode: UInt64) throws(ElfError) {
+    private init(source: Source, size: UInt64, status: stat) throws(ElfError) {
         func bytes(_ offset: UInt64, _ count: UInt64) -> [UInt8]? {
             Self.read(source, offset: offset, count: count, size: size)
         }
@@ -128,12 +131,18 @@ final class ElfImage {
 
         self.source = source
         self.size = size
-        self.device = device
-        self.inode = inode
+        device = UInt64(status.st_dev)
+        inode = UInt64(status.st_ino)
+        owner = status.st_uid
+        modified = status.st_mtim.tv_sec
         self.type = type
         self.segments = segments
         self.sections = sections
         self.loads = segments.filter { $0.type == 1 && $0.fileSize > 0 }.sorted { $0.address < $1.address }
+        let loaded = segments.filter { $0.type == 1 && $0.memorySize > 0 }
+        let first = loaded.map(\.address).min() ?? 0
+        firstAddress = first
+        memorySize = loaded.map { $0.address &- first &+ $0.memorySize }.max() ?? 0
         self.buildID = Self.findBuildID(segments: segments, sections: sections, read: bytes)
     }
 
@@ -163,6 +172,9 @@ final class ElfImage {
     func section(named name: String) -> Section? {
         sections.first { $0.name == name }
     }
+
+    /// Does an ELF address belong to the file's image in memory at all?
+    func contains(_ address: UInt64) -> Bool { address &- firstAddress < memorySize }
 
     func isExecutable(_ address: UInt64) -> Bool {
         guard let load = load(containing: address) else { return false }

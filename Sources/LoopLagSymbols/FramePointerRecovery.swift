@@ -6,8 +6,8 @@
 /// is the compiler's choice) and must lead over call instructions to the stack's root. Among those that do:
 ///
 /// 1. the one that the function's own prologue predicts, unless it allocates at run time;
-/// 2. the one whose caller calls this very function, then one that calls through a pointer or a stub, then any other
-///    (a tail call puts another function in the callee's place, so a mismatch forbids nothing);
+/// 2. the one whose caller calls this very function, or one that jumps to it, then one that calls through a pointer or
+///    a stub, then any other (a longer chain of tail calls cannot be followed, so a mismatch forbids nothing);
 /// 3. the lowest: every outer frame's pointer leads to the root as well, and old frames lie above less often than that.
 ///
 /// The nearest saved rbp alone is wrong in one case of nine.
@@ -25,6 +25,8 @@ extension Unwinder {
         case mismatch
         /// It calls through a pointer or a stub.
         case loose
+        /// It calls a function that jumps to the one below: a tail call.
+        case tail
         case strict
 
         static func < (a: Link, b: Link) -> Bool { a.rawValue < b.rawValue }
@@ -77,7 +79,7 @@ extension Unwinder {
         while address <= high, context.readsLeft > 0 {
             if let candidate = tryFramePointer(address, from: start, known: known) {
                 if best.map({ candidate.isBetter(than: $0) }) ?? true { best = candidate }
-                if candidate.result.isRooted, candidate.first == .strict { break }
+                if candidate.result.isRooted, candidate.first >= .tail { break }
             }
             address &+= 8
         }
@@ -118,7 +120,30 @@ extension Unwinder {
             if CallSite.isStub(target, in: context.module(target)) { return .loose }
             let pc = callee.isReturnAddress ? callee.pc &- 1 : callee.pc
             guard let (module, entry) = context.frameEntry(covering: pc) else { return .loose }
-            return module.runtimeAddress(entry.start) == target ? .strict : .mismatch
+            let start = module.runtimeAddress(entry.start)
+            if start == target { return .strict }
+            return jumps(from: target, to: start) ? .tail : .mismatch
         }
+    }
+
+    /// Does the function at `function` end in a jump to `target`, both run-time addresses?
+    private func jumps(from function: UInt64, to target: UInt64) -> Bool {
+        guard let (module, entry) = context.frameEntry(covering: function),
+            module.runtimeAddress(entry.start) == function,
+            let code = module.image?.bytes(at: entry.start, count: min(65536, entry.end - entry.start))
+        else { return false }
+        for i in code.indices.dropLast() {
+            let next: UInt64
+            if code[i] == 0xeb || code[i] & 0xf0 == 0x70 {
+                next = UInt64(i) &+ 2 &+ UInt64(bitPattern: Int64(Int8(bitPattern: code[i + 1])))
+            } else if code[i] == 0xe9 || (code[i] & 0xf0 == 0x80 && i > 0 && code[i - 1] == 0x0f), i + 5 <= code.count {
+                let offset = code[(i + 1)..<(i + 5)].reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
+                next = UInt64(i) &+ 5 &+ UInt64(bitPattern: Int64(Int32(bitPattern: offset)))
+            } else {
+                continue
+            }
+            if function &+ next == target { return true }
+        }
+        return false
     }
 }

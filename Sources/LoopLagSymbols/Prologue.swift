@@ -20,7 +20,8 @@ struct Prologue {
     ///   - start: the function's first byte, an ELF address.
     ///   - end: where the calling instruction ends.
     init?(image: ElfImage, start: UInt64, end: UInt64) {
-        guard end > start, let code = image.bytes(at: start, count: min(maximumBytes, end - start)) else { return nil }
+        guard end > start, let code = image.bytes(at: start, count: min(Self.maximumBytes, end - start))
+        else { return nil }
         var at = 0
         var hasFrame = false
         var distance: UInt64 = 0
@@ -41,7 +42,9 @@ struct Prologue {
                     isByte
                     ? Int64(Int8(bitPattern: code[at + 3]))
                     : Int64(
-                        Int32(bitPattern: code[(at + 3)..<(at + 7)].reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }))
+                        Int32(
+                            bitPattern: code[(at + 3)..<(at + 7)].reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) })
+                    )
                 // "sub rsp, -128" is how 128 is added; no prologue does that.
                 guard value >= 0 else { break }
                 distance &+= UInt64(value)
@@ -67,13 +70,14 @@ struct Prologue {
         isDynamic = Self.movesStackPointer(image: image, start: start, end: end)
     }
 
-    /// Looks for `sub rsp, register` and `and rsp, ...` by their bytes. A chance match costs time, not correctness.
+    /// Looks for `sub rsp, register`, `mov rsp, register` and `and rsp, ...` by their bytes. A chance match costs time,
+    /// not correctness.
     private static func movesStackPointer(image: ElfImage, start: UInt64, end: UInt64) -> Bool {
         guard let code = image.bytes(at: start, count: min(maximumScannedBytes, end - start)), code.count > 2 else {
             return true
         }
         for i in 0..<(code.count - 2) where code[i] == 0x48 || code[i] == 0x4c {
-            if code[i + 1] == 0x29, code[i + 2] & 0xc7 == 0xc4 { return true }
+            if code[i + 1] == 0x29 || code[i + 1] == 0x89, code[i + 2] & 0xc7 == 0xc4 { return true }
             if code[i + 1] == 0x83 || code[i + 1] == 0x81, code[i + 2] == 0xe4 { return true }
         }
         return false

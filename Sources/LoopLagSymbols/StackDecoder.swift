@@ -10,7 +10,7 @@ public final class StackDecoder {
     private static let maximumCachedAddresses = 65536
 
     private let locator: ModuleLocator
-    private let cacheDirectory: String?
+    private let cache: SymbolCache
     private var records: [ModuleRecord] = []
     private var map = AddressMap([])
     private var loaded: [ModuleRecord: LoadedModule] = [:]
@@ -26,8 +26,12 @@ public final class StackDecoder {
     ///   - cacheDirectory: where symbol indexes are kept from run to run; nil keeps none.
     public init(identity: ProcessIdentity?, modules: [ModuleRecord], cacheDirectory: String? = nil) {
         locator = ModuleLocator(identity: identity)
-        self.cacheDirectory = cacheDirectory
+        cache = SymbolCache(directory: cacheDirectory)
         update(modules: modules)
+    }
+
+    deinit {
+        SymbolLock.withLock { save(isLast: true) }
     }
 
     /// Takes a newer module table; files that are still mapped stay open. Cheap when nothing has changed.
@@ -37,6 +41,7 @@ public final class StackDecoder {
     }
 
     private func replaceModules(_ modules: [ModuleRecord]) {
+        save(isLast: false)
         records = modules
         map = AddressMap(modules)
         let current = Set(modules)
@@ -53,6 +58,7 @@ public final class StackDecoder {
     private func decodeLocked(_ sample: RawSample) -> StackSample {
         let unwound = unwinder.unwind(sample)
         let frames = unwound.frames.flatMap { cachedFrames(at: $0.pc, isReturnAddress: $0.isReturnAddress) }
+        save(isLast: false)
         return StackSample(
             stallID: sample.stallID, position: sample.position, offset: sample.offset,
             threadState: sample.threadState, method: unwound.isReconstructed ? .passiveReconstructed : sample.method,
@@ -79,10 +85,18 @@ public final class StackDecoder {
 
     private func module(at address: UInt64) -> LoadedModule? {
         guard let record = map.module(at: address) else { return nil }
-        if let module = loaded[record] { return module }
-        let module = LoadedModule(record: record, locator: locator)
-        loaded[record] = module
-        return module
+        let module: LoadedModule
+        if let known = loaded[record] {
+            module = known
+        } else {
+            module = LoadedModule(record: record, locator: locator, cache: cache)
+            loaded[record] = module
+        }
+        return module.contains(address) ? module : nil
+    }
+
+    private func save(isLast: Bool) {
+        for module in loaded.values { module.save(isLast: isLast) }
     }
 
     private func symbolicate(_ address: UInt64, pc: UInt64) -> [Frame] {

@@ -118,6 +118,18 @@ enum SwiftName {
         while i < text.endIndex {
             let character = text[i]
             let rest = text[i...]
+            if previous == ".", isOperator(character) {
+                // An operator: everything up to the note " infix", " prefix" or " postfix".
+                let end = rest.firstIndex(of: " ") ?? rest.endIndex
+                output += rest[..<end]
+                i = end
+                for note in [" infix", " prefix", " postfix"] where text[i...].hasPrefix(note) {
+                    i = text.index(i, offsetBy: note.count)
+                    break
+                }
+                previous = "o"
+                continue
+            }
             if character == "<" {
                 guard let close = matching(rest) else { break }
                 i = text.index(after: close)
@@ -147,22 +159,12 @@ enum SwiftName {
             {
                 break
             }
-            if previous == ".", isOperator(character) {
-                // An operator: everything up to the note " infix", " prefix" or " postfix".
-                let end = rest.firstIndex(of: " ") ?? rest.endIndex
-                output += rest[..<end]
-                i = end
-                for note in [" infix", " prefix", " postfix"] where text[i...].hasPrefix(note) {
-                    i = text.index(i, offsetBy: note.count)
-                    break
-                }
-                previous = "o"
-                continue
-            }
             output.append(character)
             previous = character
             i = text.index(after: i)
         }
+        // Imported from C: the module is the importer's invention.
+        if output.hasPrefix("__C.") { output = String(output.dropFirst(4)) }
         return output.replacing("__allocating_init", with: "init").replacing("__deallocating_deinit", with: "deinit")
     }
 

@@ -78,7 +78,8 @@ final class SymbolTable {
     private static func read(_ table: ElfImage.Section, image: ElfImage) -> [Entry] {
         let sections = image.sections
         // Only for ranking aliases; not kept.
-        let names = Int(table.link) < sections.count ? image.contents(of: sections[Int(table.link)], atMost: 128 << 20) : nil
+        let names =
+            Int(table.link) < sections.count ? image.contents(of: sections[Int(table.link)], atMost: 128 << 20) : nil
         var entries: [Entry] = []
         let count = min(Int(min(table.size, maximumTableBytes) / 24), maximumSymbols)
         entries.reserveCapacity(min(count, 1 << 16))

@@ -40,12 +40,14 @@ private struct Table {
 
     // Columns of the sketch: PID, SERVER, LOOP / POOL, BUSY (bar and number), DELAY p50 p99 max, STALLS, LAG.
     private static let pid = 7
-    private static let server = 18
-    private static let loop = 18
-    private static let bar = 8
+    // A terminal of 80 columns keeps every number and goes without bars and sparklines.
+    private var isNarrow: Bool { columns < 109 }
+    private var server: Int { isNarrow ? 12 : 15 }
+    private var loop: Int { isNarrow ? 16 : 20 }
+    private var bar: Int { isNarrow ? 0 : 8 }
     private static let percent = 6
-    private static let number = 8
-    private static let stalls = 11
+    private static let number = 7
+    private static let stalls = 10
 
     func header(_ processes: [ReportProcess], time: String) -> String {
         let loops = processes.reduce(0) { $0 + $1.loops.count { $0.role == .server } }
@@ -61,9 +63,10 @@ private struct Table {
     }
 
     func titles() -> String {
-        right("PID", Self.pid) + "  " + left("SERVER", Self.server) + " " + left("LOOP / POOL", Self.loop) + " "
-            + left("BUSY", Self.bar + Self.percent) + right("DELAY p50", Self.number + 2) + right("p99", Self.number)
-            + right("max", Self.number) + "  " + left("STALLS", Self.stalls) + "  LAG, 60 s"
+        right("PID", Self.pid) + "  " + left("SERVER", server) + " " + left("LOOP / POOL", self.loop) + " "
+            + (isNarrow ? right("BUSY", Self.percent) : left("BUSY", bar + Self.percent))
+            + right("DELAY p50", Self.number + 2) + right("p99", Self.number)
+            + right("max", Self.number) + "  " + left("STALLS", Self.stalls) + (isNarrow ? "" : "  LAG, 60 s")
     }
 
     func lines(of process: ReportProcess) -> [String] {
@@ -73,8 +76,8 @@ private struct Table {
         let shown = process.loops.filter { $0.role == .server || $0.stallCount > 0 }
         var lines = shown.map { line(of: $0, in: process) } + process.pools.map(line)
         if lines.isEmpty { lines = ["no event loop seen yet"] }
-        let lead = right("\(process.pid)", Self.pid) + "  " + left(name, Self.server) + " "
-        let blank = String(repeating: " ", count: Self.pid + 2 + Self.server + 1)
+        let lead = right("\(process.pid)", Self.pid) + "  " + left(name, server) + " "
+        let blank = String(repeating: " ", count: Self.pid + 2 + server + 1)
         return lines.enumerated().map { ($0.offset == 0 ? lead : blank) + $0.element }
     }
 
@@ -82,8 +85,8 @@ private struct Table {
         let name = loopName(tid: loop.tid, main: process.pid, threadName: loop.threadName)
         let open = process.stalls.count { $0.open && $0.loopID == loop.id }
         let stalls = "\(loop.stallCount)" + (open > 0 ? "  \(open) open" : "")
-        return left("\(name) \(glyphs.dot) \(loop.kind)", Self.loop) + " "
-            + left(loop.utilization.map(bar) ?? "", Self.bar)
+        return left("\(name) \(glyphs.dot) \(loop.kind)", self.loop) + " "
+            + left(loop.utilization.map(cells) ?? "", bar)
             + right(loop.utilization.map(PlainText.percent) ?? "-", Self.percent)
             + right(known(loop.delay.p50NS), Self.number + 2) + right(known(loop.delay.p99NS), Self.number)
             + right(known(loop.delay.maxNS), Self.number) + "  " + left(stalls, Self.stalls) + "  "
@@ -91,7 +94,7 @@ private struct Table {
     }
 
     private func line(of pool: ReportPool) -> String {
-        var text = left("pool \(pool.kind)", Self.loop) + " "
+        var text = left("pool \(pool.kind)", self.loop) + " "
         if let busy = pool.busy {
             text += pool.threads.map { "\(busy.last) of \($0) busy" } ?? "\(busy.last) busy"
         }
@@ -108,10 +111,10 @@ private struct Table {
     }
 
     /// A share 0...1 as cells, the last one in parts where there are glyphs for it.
-    private func bar(_ share: Double) -> String {
-        guard share.isFinite else { return "" }
+    private func cells(_ share: Double) -> String {
+        let cells = bar - 1
+        guard share.isFinite, cells > 0 else { return "" }
         let steps = glyphs.bar.count - 1
-        let cells = Self.bar - 1
         let filled = Int((min(1, max(0, share)) * Double(cells * steps)).rounded())
         let full = filled / steps
         let part = filled % steps
@@ -120,7 +123,7 @@ private struct Table {
 
     /// A minute in twelve cells or as many as there is room for; the threshold is half way up, on a logarithmic scale.
     private func spark(_ seconds: [Int64]) -> String {
-        guard !seconds.isEmpty else { return "" }
+        guard !seconds.isEmpty, !isNarrow else { return "" }
         let cells = 12
         let recent = Array(seconds.suffix(60))
         let limit = max(1, Double(threshold.nanosecondCount))
@@ -151,9 +154,8 @@ private struct Table {
     }
 
     func fit(_ line: String) -> String {
-        var line = PlainText.clip(line, to: columns, measure: glyphs.measure, mark: glyphs.cut)
-        while line.last == " " { line.removeLast() }
-        return line
+        let end = line.lastIndex { $0 != " " }.map(line.index(after:)) ?? line.startIndex
+        return PlainText.clip(String(line[..<end]), to: columns, measure: glyphs.measure, mark: glyphs.cut)
     }
 
     private func width(_ text: String) -> Int { PlainText.columns(of: text, measure: glyphs.measure) }

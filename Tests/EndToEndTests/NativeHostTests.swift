@@ -13,7 +13,9 @@ extension EndToEnd {
             let host = try Host.epollServer(["--strict"], environment: Agent.preload(threshold: "5ms"))
             defer { host.end() }
             let rounds = 400
-            let report = try LoopLagTool.record(host.pid, for: .milliseconds(rounds * 12), options: ["--threshold", "5ms"]) {
+            let report = try LoopLagTool.record(
+                host.pid, for: .milliseconds(rounds * 12), options: ["--threshold", "5ms"]
+            ) {
                 _ = try Client.ask("storm \(rounds)", of: host.address)
             }
             #expect(host.child.isRunning, "\(host.child.errors.text)")

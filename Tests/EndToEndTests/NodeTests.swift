@@ -47,39 +47,26 @@ extension EndToEnd {
             var active: Double
         }
 
-        @Test("Utilization agrees with node's own within one percentage point", arguments: [("low", 2), ("high", 40)])
-        func utilization(load: String, milliseconds: Int) throws {
+        @Test(
+            "Utilization agrees with node's own within one percentage point",
+            arguments: [("low", 2, 30), ("high", 40, 5)])
+        func utilization(load: String, busy: Int, pause: Int) throws {
             let node = try Host.node(environment: Agent.preload())
             defer { node.end() }
-            let connection = try Connection(node.address)
-            func ask(_ path: String) throws -> String {
-                try connection.send("GET \(path) HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                var length = 0
-                while true {
-                    let line = try connection.readLine()
-                    if line.isEmpty { break }
-                    let parts = line.split(separator: ":", maxSplits: 1)
-                    if parts.count == 2, parts[0].lowercased() == "content-length" {
-                        length = Int(parts[1].trimmingCharacters(in: .whitespaces)) ?? 0
-                    }
-                }
-                return try connection.readBytes(length)
+            // The load goes on steadily before, during and after: the two windows need not begin at the same instant.
+            let loading = try SteadyLoad(node.address, path: "/cpu?ms=\(busy)", pause: .milliseconds(pause))
+            defer { loading.end() }
+            let account = try Connection(node.address)
+            func elu() throws -> Utilization {
+                try JSONDecoder().decode(Utilization.self, from: Data(account.getKeptAlive("/elu").utf8))
             }
-            func account() throws -> Utilization {
-                try JSONDecoder().decode(Utilization.self, from: Data(ask("/elu").utf8))
-            }
-
-            _ = try ask("/cpu?ms=1")
-            var (first, last) = (try account(), try account())
             let window = Duration.seconds(4)
+            var (first, last) = (try elu(), try elu())
             let report = try LoopLagTool.record(node.pid, for: window) {
                 let end = MonotonicTime.now().advanced(by: window)
-                first = try account()
-                while MonotonicTime.now() < end {
-                    _ = try ask("/cpu?ms=\(milliseconds)")
-                    letPass(.milliseconds(load == "low" ? 30 : 5))
-                }
-                last = try account()
+                first = try elu()
+                letPass(end.since(.now()))
+                last = try elu()
             }
             let loop = try #require(report.processes.first?.loops.first { $0.role == .server })
             let ours = try #require(loop.utilization)

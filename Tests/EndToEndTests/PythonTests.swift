@@ -6,7 +6,8 @@ import Testing
 extension EndToEnd {
     @Suite("Python, preloaded")
     struct PythonTests {
-        @Test("uvicorn is seen with its one loop, and a sleeping handler is one stall", arguments: ["asyncio", "uvloop"])
+        @Test(
+            "uvicorn is seen with its one loop, and a sleeping handler is one stall", arguments: ["asyncio", "uvloop"])
         func uvicorn(loop: String) throws {
             let host = try Host.uvicorn(loop: loop, environment: Agent.preload())
             defer { host.end() }

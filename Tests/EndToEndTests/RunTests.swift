@@ -47,7 +47,8 @@ extension EndToEnd {
 
         @Test("run passes signals on and still exits as its command does", arguments: [SIGTERM, SIGINT, SIGHUP])
         func signalsAreForwarded(signal: Int32) throws {
-            let script = "trap 'exit 41' TERM; trap 'exit 42' INT; trap 'exit 43' HUP; echo ready; while :; do read x; done"
+            let script =
+                "trap 'exit 41' TERM; trap 'exit 42' INT; trap 'exit 43' HUP; echo ready; while :; do read x; done"
             let child = try LoopLagTool.start(["run", "--", "/bin/sh", "-c", script])
             defer { child.end() }
             _ = try child.wait(forOutput: "(ready)")

@@ -31,8 +31,10 @@ extension EndToEnd {
             #expect(agree(duration, answer.duration))
             #expect(closed.stack?.contains { $0.function == "handle_sleep" } == true)
             let processes = try LoopLagTool.run(["ps"])
-            #expect(processes.output.split(separator: "\n").contains { $0.contains("\(host.pid)") && $0.contains("dead") })
-            figure("kill -9 of the host: last stall \(duration.inMilliseconds), handler \(answer.duration.inMilliseconds)")
+            #expect(
+                processes.output.split(separator: "\n").contains { $0.contains("\(host.pid)") && $0.contains("dead") })
+            figure(
+                "kill -9 of the host: last stall \(duration.inMilliseconds), handler \(answer.duration.inMilliseconds)")
         }
 
         @Test("A clean exit leaves no segment")
@@ -69,11 +71,12 @@ extension EndToEnd {
             stopped.child.send(SIGSTOP)
             try block(150)
 
-            let thresholds = (1...10).map { $0 * 20 }
+            // None lies within reach of a sleep below it that a busy machine makes longer.
+            let thresholds = [20, 30, 40, 50, 110, 120, 170, 180, 240, 250]
             let followers = try thresholds.map { try Follower([host.pid], options: ["--threshold", "\($0)ms"]) }
             defer { followers.forEach { $0.end() } }
-            let lengths = [55, 115, 175, 235]
-            let report = try LoopLagTool.record(host.pid, for: .milliseconds(1500)) {
+            let lengths = [60, 130, 190, 260]
+            let report = try LoopLagTool.record(host.pid, for: .seconds(3)) {
                 for length in lengths { try block(length) }
             }
 
@@ -83,13 +86,15 @@ extension EndToEnd {
                 #expect(stalls.count == expected, "threshold \(threshold) ms")
             }
             let process = try #require(report.processes.first)
-            let loop = try #require(process.loops.first { $0.stallCount > 0 })
+            // Connections go to the loops in turn.
+            let stallCount = process.loops.reduce(0) { $0 + $1.stallCount }
+            let stalled = Duration.nanoseconds(process.loops.reduce(0) { $0 + $1.stalledNS })
             let truth = handlers.suffix(3).reduce(.zero, +)
-            #expect(loop.stallCount == 3)
-            #expect(agree(.nanoseconds(loop.stalledNS), truth))
+            #expect(stallCount == 3)
+            #expect(agree(stalled, truth), "stalled \(stalled), handlers \(truth)")
             #expect(host.child.isRunning)
             figure(
-                "one reader killed, one stopped, ten at once: stalled \(Duration.nanoseconds(loop.stalledNS).inMilliseconds), "
+                "one reader killed, one stopped, ten at once: stalled \(stalled.inMilliseconds), "
                     + "handlers \(truth.inMilliseconds)")
         }
 
@@ -102,9 +107,11 @@ extension EndToEnd {
             return unshare + ["/bin/sh", "-c", script, "sh"] + command
         }
 
-        @Test("A full or unwritable /dev/shm leaves the host unharmed, and it is measured all the same", arguments: [
-            ("full", "size=16k"), ("unwritable", "size=16m,ro"),
-        ])
+        @Test(
+            "A full or unwritable /dev/shm leaves the host unharmed, and it is measured all the same",
+            arguments: [
+                ("full", "size=16k"), ("unwritable", "size=16m,ro"),
+            ])
         func noSharedMemory(kind: String, options: String) throws {
             let child = try Child(
                 inPrivateSharedMemory(options, [Tools.compiledHost("epoll_server")]), environment: Agent.preload())
@@ -138,7 +145,9 @@ extension EndToEnd {
             for port in ports { _ = try Client.ask("ok", of: .port(port)) }
             #expect(ProcessTable.members(ofGroup: child.pid).count == workers)
             let folder = "/proc/\(child.pid)/root/dev/shm"
-            let segments = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.hasPrefix("looplag-") }
+            let segments = try FileManager.default.contentsOfDirectory(atPath: folder).filter {
+                $0.hasPrefix("looplag-")
+            }
             var space = statvfs()
             statvfs(folder, &space)
             let listed = try LoopLagTool.run(["ps", "--json"])
@@ -237,7 +246,9 @@ extension EndToEnd {
                 var bytes = whole
                 switch round % 4 {
                 case 0:
-                    bytes = (0..<[0, 10, 4096, 1 << 20][round / 4 % 4]).map { _ in UInt8.random(in: 0...255, using: &random) }
+                    bytes = (0..<[0, 10, 4096, 1 << 20][round / 4 % 4]).map { _ in
+                        UInt8.random(in: 0...255, using: &random)
+                    }
                 case 1: for index in 4096..<bytes.count { bytes[index] = UInt8.random(in: 0...255, using: &random) }
                 case 2: for index in 144..<4096 { bytes[index] = UInt8.random(in: 0...255, using: &random) }
                 default:

@@ -109,7 +109,6 @@ struct CommandLineTests {
         #expect(stream.isClosed)
         #expect(stream.write("another\n") == .closed)
         close(ends[1])
-        #expect(stream.write("nowhere\n") == .failed(EBADF))
     }
 
     @Test("The table of processes is plain text in columns, whatever a process calls itself")

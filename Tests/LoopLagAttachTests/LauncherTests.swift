@@ -137,7 +137,9 @@ struct LauncherTests {
         var inbox = SignalInbox([SIGUSR1])
         // To this thread alone: the test runner's others do not block it.
         pthread_kill(pthread_self(), SIGUSR1)
-        #expect(inbox.next(timeout: .seconds(10)) == ReceivedSignal(number: SIGUSR1, isFromKernel: false, wasIgnored: false))
+        #expect(
+            inbox.next(timeout: .seconds(10)) == ReceivedSignal(number: SIGUSR1, isFromKernel: false, wasIgnored: false)
+        )
         #expect(inbox.next(timeout: .zero) == nil)
         #expect(inbox.next(timeout: .seconds(-5)) == nil)
     }

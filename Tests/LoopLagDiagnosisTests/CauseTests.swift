@@ -72,18 +72,33 @@ struct CauseTests {
         #expect(result.cause == .onCPU)
     }
 
-    @Test("Without the scheduler's account a late watchdog means a starved machine")
-    func lateWithoutAccount() {
+    @Test("What a late watchdog did not see is unknown, with or without the scheduler's account", arguments: [0, 15])
+    func lateAndUnseen(ran: Int) {
         let result = Self.diagnosis(
             StallEvidence(
-                looks: 2, observed: .milliseconds(300), onCPU: .milliseconds(300), watchdogLate: .milliseconds(250)))
-        #expect(result.cause == .runQueue)
+                looks: 2, observed: .milliseconds(20), onCPU: .milliseconds(300), cpuTime: .milliseconds(ran),
+                watchdogLate: .milliseconds(250)))
+        #expect(result.cause == .unknown)
+        #expect(result.evidence["on_cpu_ns"] == 50e6)
     }
 
-    @Test("A single look spans no time: the samples' thread states decide", arguments: [
-        ("R", 0, Cause.onCPU), ("S", 230, .syscall), ("S", 202, .lock), ("D", 0, .syscall), ("T", -1, .processStopped),
-        ("S", -1, .unknown),
-    ] as [(Character, Int, Cause)])
+    @Test("The time before the first look has no account and is not taken for a halt")
+    func beforeTheFirstLook() {
+        let result = Self.diagnosis(
+            StallEvidence(
+                looks: 5, observed: .milliseconds(100), onCPU: .milliseconds(200), cpuTime: .milliseconds(98),
+                watchdogLate: .milliseconds(60)))
+        #expect(result.cause == .onCPU)
+        #expect(result.evidence["stopped_ns"] == nil)
+    }
+
+    @Test(
+        "A single look spans no time: the samples' thread states decide",
+        arguments: [
+            ("R", 0, Cause.onCPU), ("S", 230, .syscall), ("S", 202, .lock), ("D", 0, .syscall),
+            ("T", -1, .processStopped),
+            ("S", -1, .unknown),
+        ] as [(Character, Int, Cause)])
     func singleLook(state: Character, number: Int, cause: Cause) {
         let evidence = StallEvidence(looks: 1, syscallNumber: number < 0 ? nil : number)
         let result = Self.diagnosis(evidence, [makeSample(state: state, frames: [])])
@@ -113,11 +128,15 @@ struct CauseTests {
         #expect(result.evidence.values.allSatisfy { $0.isFinite })
     }
 
-    @Test("System calls are named as the kernel's table has them", arguments: [
-        (0, "read"), (35, "nanosleep"), (61, "wait4"), (202, "futex"), (230, "clock_nanosleep"), (232, "epoll_wait"),
-        (281, "epoll_pwait"), (334, "rseq"), (424, "pidfd_send_signal"), (441, "epoll_pwait2"), (449, "futex_waitv"),
-        (462, "mseal"),
-    ])
+    @Test(
+        "System calls are named as the kernel's table has them",
+        arguments: [
+            (0, "read"), (35, "nanosleep"), (61, "wait4"), (202, "futex"), (230, "clock_nanosleep"),
+            (232, "epoll_wait"),
+            (281, "epoll_pwait"), (334, "rseq"), (424, "pidfd_send_signal"), (441, "epoll_pwait2"),
+            (449, "futex_waitv"),
+            (462, "mseal"),
+        ])
     func syscallNames(number: Int, name: String) {
         #expect(syscallName(number) == name)
     }

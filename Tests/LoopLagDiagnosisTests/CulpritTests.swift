@@ -47,10 +47,23 @@ struct CulpritTests {
         #expect(Self.culprit([stack], executable: "/srv/HelloServer")?.hasPrefix("HelloServer.BlockingHandler") == true)
     }
 
+    @Test(
+        "A function or library whose name only begins like the system's is the user's own",
+        arguments: [
+            native("clone_session"), native("dispatch_request"), native("_start_worker"), native("lag_report"),
+            native("work", "libevil.so"), native("work", "lib_mine.so"),
+            Frame(function: "LoopLagDemo.spin() -> ()", kind: .swift, module: "redis-server"),
+        ])
+    func lookalikes(frame: Frame) {
+        let stack = [native("read", "libc.so.6"), frame, native("main")]
+        #expect(Self.culprit([stack], executable: "/usr/bin/redis-server") == frame.function)
+    }
+
     @Test("Mangled Swift names tell their module as well")
     func mangled() {
         let stack = [
-            native("$s8NIOPosix19SelectableEventLoopC3runyyKF", "HelloServer"), native("$sSa6appendyyxnF", "HelloServer"),
+            native("$s8NIOPosix19SelectableEventLoopC3runyyKF", "HelloServer"),
+            native("$sSa6appendyyxnF", "HelloServer"),
             native("$s11HelloServer5blockyyF", "HelloServer"),
         ]
         #expect(Self.culprit([stack], executable: "/srv/HelloServer") == "$s11HelloServer5blockyyF")
@@ -73,7 +86,9 @@ struct CulpritTests {
 
     @Test("In node the script, not node: internals, packages or V8")
     func nodeServer() {
-        func js(_ function: String, _ file: String) -> Frame { Frame(function: function, kind: .javascript, file: file) }
+        func js(_ function: String, _ file: String) -> Frame {
+            Frame(function: function, kind: .javascript, file: file)
+        }
         let stack = [
             native("uv__io_poll", "node"), js("pbkdf2Sync", "node:internal/crypto/pbkdf2"),
             js("hash", "/srv/node_modules/bcrypt/index.js"), js("login", "/srv/server.js"), native("main", "node"),
@@ -90,7 +105,8 @@ struct CulpritTests {
         let prefix = "/srv/venv/lib/python3.11/site-packages/ours"
         #expect(Self.culprit([stack], executable: "/usr/bin/python3", userCode: [prefix]) == "get")
         let library = [native("work", "libengine.so.2"), native("main")]
-        #expect(Self.culprit([library], executable: "/usr/bin/redis-server", userCode: ["/opt/libengine.so.2"]) == "work")
+        #expect(
+            Self.culprit([library], executable: "/usr/bin/redis-server", userCode: ["/opt/libengine.so.2"]) == "work")
         #expect(Self.culprit([library], executable: "/usr/bin/redis-server", userCode: [""]) == "main")
     }
 
@@ -104,29 +120,33 @@ struct CulpritTests {
         #expect(culprit == b1)
     }
 
-    @Test("The module of a Swift function is read from any form of its name", arguments: [
-        ("App.Main.run() -> ()", "App"),
-        ("static App.Main.main() throws -> ()", "App"),
-        ("closure #1 (Swift.Int) -> () in closure #2 () -> () in App.run(_: () -> ()) -> ()", "App"),
-        ("partial apply forwarder for closure #1 () -> () in NIOCore.EventLoopFuture.map<A>() -> A", "NIOCore"),
-        ("(1) await resume partial function for App.Handler.respond() async -> ()", "App"),
-        ("(extension in NIOPosix):NIOCore.EventLoop.spin() -> ()", "NIOPosix"),
-        ("protocol witness for Swift.Sequence.next() -> () in conformance App.Rows : Swift.Sequence in App", "App"),
-        ("generic specialization <Swift.Int> of Swift.Array.append(A) -> ()", "Swift"),
-        ("App.Handler.count.getter : Swift.Int", "App"),
-        ("specialized static Foundation.Thread.sleep(forTimeInterval: Swift.Double) -> ()", "Foundation"),
-        ("$s10Foundation4DataV5countSivg", "Foundation"),
-        ("$sSS6appendyySSF", "Swift"),
-        ("$ss5printyyypd_tF", "Swift"),
-    ])
+    @Test(
+        "The module of a Swift function is read from any form of its name",
+        arguments: [
+            ("App.Main.run() -> ()", "App"),
+            ("static App.Main.main() throws -> ()", "App"),
+            ("closure #1 (Swift.Int) -> () in closure #2 () -> () in App.run(_: () -> ()) -> ()", "App"),
+            ("partial apply forwarder for closure #1 () -> () in NIOCore.EventLoopFuture.map<A>() -> A", "NIOCore"),
+            ("(1) await resume partial function for App.Handler.respond() async -> ()", "App"),
+            ("(extension in NIOPosix):NIOCore.EventLoop.spin() -> ()", "NIOPosix"),
+            ("protocol witness for Swift.Sequence.next() -> () in conformance App.Rows : Swift.Sequence in App", "App"),
+            ("generic specialization <Swift.Int> of Swift.Array.append(A) -> ()", "Swift"),
+            ("App.Handler.count.getter : Swift.Int", "App"),
+            ("specialized static Foundation.Thread.sleep(forTimeInterval: Swift.Double) -> ()", "Foundation"),
+            ("$s10Foundation4DataV5countSivg", "Foundation"),
+            ("$sSS6appendyySSF", "Swift"),
+            ("$ss5printyyypd_tF", "Swift"),
+        ])
     func swiftModules(name: String, module: String) {
         #expect(swiftModule(ofFunction: name) == module)
     }
 
-    @Test("Names of C and C++ name no Swift module", arguments: [
-        "main", "printf(char const*, ...)", "ns::foo(std::vector<int>)", "", " ", "$s", "$s99999999999999999999x",
-        "redis-server+0x1234", "$s9Short",
-    ])
+    @Test(
+        "Names of C and C++ name no Swift module",
+        arguments: [
+            "main", "printf(char const*, ...)", "ns::foo(std::vector<int>)", "", " ", "$s", "$s99999999999999999999x",
+            "redis-server+0x1234", "$s9Short",
+        ])
     func noSwiftModule(name: String) {
         #expect(swiftModule(ofFunction: name) == nil)
     }

@@ -16,9 +16,11 @@ struct HistogramTests {
         }
     }
 
-    @Test("Every value falls into a bucket that holds it, at most 3.1 % from the middle", arguments: [
-        0, 1, 31, 32, 1023, 1024, 1025, 99_999, 1_000_000, 123_456_789, 200_000_000, 274_877_906_943,
-    ] as [UInt64])
+    @Test(
+        "Every value falls into a bucket that holds it, at most 3.1 % from the middle",
+        arguments: [
+            0, 1, 31, 32, 1023, 1024, 1025, 99_999, 1_000_000, 123_456_789, 200_000_000, 274_877_906_943,
+        ] as [UInt64])
     func bucketHoldsItsValue(value: UInt64) {
         let index = IterationHistogram.index(of: value)
         #expect(IterationHistogram.lowerBound(index) <= value)

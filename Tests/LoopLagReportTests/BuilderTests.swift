@@ -11,7 +11,8 @@ struct BuilderTests {
         let report = ReportBuilder.build(
             SampleReport.input([SampleReport.python, SampleReport.dead, SampleReport.python, SampleReport.empty]))
         let processes = report.processes
-        let ids = processes.flatMap { $0.loops.map(\.id) + $0.pools.map(\.id) + $0.stalls.map(\.id) }
+        let ids =
+            processes.flatMap { $0.loops.map(\.id) + $0.pools.map(\.id) + $0.stalls.map(\.id) }
             + report.findings.map(\.id)
         #expect(Set(ids).count == ids.count)
         let stalls = Set(processes.flatMap { $0.stalls.map(\.id) })
@@ -174,6 +175,6 @@ struct BuilderTests {
             samples: [makeSample(stall: 1, frames: [], reason: "the thread moved on")])
         let stalls = ReportBuilder.build(SampleReport.input([process])).processes[0].stalls
         #expect(stalls.map(\.noStackReason) == ["the thread moved on", "it had ended before the watchdog looked"])
-        #expect(stalls.allSatisfy(\.samples.isEmpty))
+        #expect(stalls.allSatisfy { $0.samples.isEmpty })
     }
 }

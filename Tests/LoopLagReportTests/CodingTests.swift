@@ -2,6 +2,7 @@ import Foundation
 import LoopLagDiagnosis
 import LoopLagModel
 import LoopLagReport
+import LoopLagTop
 import Testing
 
 @Suite("Reports as JSON")
@@ -17,9 +18,13 @@ struct CodingTests {
         let text = String(decoding: try ReportCoding.encode(SampleReport.everything), as: UTF8.self)
         #expect(!text.contains("null"))
         let process = ReportInput.Process(
-            from: nil, to: makeProcess(runtime: nil, executable: nil, loops: [makeLoop(registered: 60_000)]), stalls: [])
-        let bare = String(decoding: try ReportCoding.encode(ReportBuilder.build(SampleReport.input([process]))), as: UTF8.self)
-        for key in ["utilization", "runtime", "executable", "started", "run_queue_wait_ns", "hdr", "p99_ns", "gil_wait_ns"] {
+            from: nil, to: makeProcess(runtime: nil, executable: nil, loops: [makeLoop(registered: 60_000)]), stalls: []
+        )
+        let bare = String(
+            decoding: try ReportCoding.encode(ReportBuilder.build(SampleReport.input([process]))), as: UTF8.self)
+        for key in [
+            "utilization", "runtime", "executable", "started", "run_queue_wait_ns", "hdr", "p99_ns", "gil_wait_ns",
+        ] {
             #expect(!bare.contains("\"\(key)\""), "\(key)")
         }
     }
@@ -45,13 +50,16 @@ struct CodingTests {
         }
     }
 
-    @Test("What is no report is refused in one line that says so", arguments: [
-        ("", ReportError.empty), ("  \n", .empty), ("hello", .notAReport), ("[1]", .notAReport), ("{}", .notAReport),
-        ("{\"schema\": 3}", .notAReport), ("{\"schema\": \"other/1\"}", .notAReport),
-        ("{\"schema\": \"looplag.report/2\", \"x\": []}", .newerSchema("looplag.report/2")),
-        ("{\"schema\": \"looplag.report/0\"}", .notAReport), ("{\"schema\": \"loopl", .truncated),
-        ("{\"schema\": oops}", .damaged("it is not valid JSON")),
-    ])
+    @Test(
+        "What is no report is refused in one line that says so",
+        arguments: [
+            ("", ReportError.empty), ("  \n", .empty), ("hello", .notAReport), ("[1]", .notAReport),
+            ("{}", .notAReport),
+            ("{\"schema\": 3}", .notAReport), ("{\"schema\": \"other/1\"}", .notAReport),
+            ("{\"schema\": \"looplag.report/2\", \"x\": []}", .newerSchema("looplag.report/2")),
+            ("{\"schema\": \"looplag.report/0\"}", .notAReport), ("{\"schema\": \"loopl", .truncated),
+            ("{\"schema\": oops}", .damaged("it is not valid JSON")),
+        ])
     func refused(text: String, expected: ReportError) {
         #expect(Self.error(text) == expected)
         #expect(!expected.message.contains("\n"))
@@ -62,7 +70,9 @@ struct CodingTests {
         let data = try ReportCoding.encode(SampleReport.everything)
         for length in stride(from: 1, to: data.count - 2, by: 997) {
             let error = Self.error(String(decoding: data.prefix(length), as: UTF8.self))
-            #expect(error == .truncated || error == .damaged("it is not valid JSON"), "at \(length): \(String(describing: error))")
+            #expect(
+                error == .truncated || error == .damaged("it is not valid JSON"),
+                "at \(length): \(String(describing: error))")
         }
     }
 
@@ -79,10 +89,14 @@ struct CodingTests {
     func dangling() throws {
         var report = SampleReport.everything
         report.processes[0].stalls[0].samples[0].stack = [0, 99_999]
-        #expect(Self.error(String(decoding: try ReportCoding.encode(report), as: UTF8.self))?.message.contains("frame") == true)
+        #expect(
+            Self.error(String(decoding: try ReportCoding.encode(report), as: UTF8.self))?.message.contains("frame")
+                == true)
         report = SampleReport.everything
         report.processes[0].stalls[0].loopID = "nowhere"
-        #expect(Self.error(String(decoding: try ReportCoding.encode(report), as: UTF8.self))?.message.contains("loop") == true)
+        #expect(
+            Self.error(String(decoding: try ReportCoding.encode(report), as: UTF8.self))?.message.contains("loop")
+                == true)
     }
 
     @Test("A number that JSON cannot hold is an error, not a crash")
@@ -97,5 +111,38 @@ struct CodingTests {
         let text = String(decoding: try ReportCoding.encode(SampleReport.everything), as: UTF8.self)
         let later = text.replacing("\"schema\" :", with: "\"novelty\" : {\"a\" : [1]},\n  \"schema\" :")
         #expect(Self.error(later) == nil)
+    }
+
+    @Test("A report with bytes flipped anywhere is refused or prints, and never traps", arguments: 1...8)
+    func fuzzed(seed: UInt64) throws {
+        let original = try ReportCoding.encode(SampleReport.everything)
+        var state = seed &* 0x9e37_79b9_7f4a_7c15
+        func next(_ bound: Int) -> Int {
+            state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+            return Int(state >> 33) % bound
+        }
+        // Digits become other digits and signs, so that many of them stay valid JSON with absurd numbers in it.
+        let alphabet = Array("0123456789-9999e.\"".utf8)
+        for _ in 0..<40 {
+            var data = original
+            for _ in 0...next(6) {
+                var place = next(data.count)
+                if next(4) > 0, let digit = data[place...].firstIndex(where: { (0x30...0x39).contains($0) }) {
+                    place = digit
+                }
+                data[place] = alphabet[next(alphabet.count)]
+                if next(3) == 0 { data.insert(contentsOf: Array(repeating: 0x39, count: next(16)), at: place) }
+            }
+            do throws(ReportError) {
+                let report = try ReportCoding.decode(data)
+                #expect(!TextReport.render(report).isEmpty)
+                #expect(findings(for: report).count >= 0)
+                let screen = Screen.lines(
+                    processes: report.processes, threshold: .milliseconds(100), time: "", columns: 100, rows: 20)
+                #expect(screen.count <= 20)
+            } catch {
+                #expect(!error.message.isEmpty)
+            }
+        }
     }
 }

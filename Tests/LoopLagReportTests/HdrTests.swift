@@ -6,17 +6,21 @@ import Testing
 
 @Suite("HdrHistogram interchange")
 struct HdrTests {
-    @Test("Indices are those of HdrHistogram at two significant digits", arguments: [
-        (0, 0), (1, 1), (255, 255), (256, 256), (257, 256), (258, 257), (511, 383), (512, 384), (1_000_000, 1780),
-    ] as [(UInt64, Int)])
+    @Test(
+        "Indices are those of HdrHistogram at two significant digits",
+        arguments: [
+            (0, 0), (1, 1), (255, 255), (256, 256), (257, 256), (258, 257), (511, 383), (512, 384), (1_000_000, 1780),
+        ] as [(UInt64, Int)])
     func indices(value: UInt64, index: Int) {
         #expect(HdrHistogram.index(of: value) == index)
     }
 
-    @Test("Numbers are ZigZag LEB128 of nine bytes at most", arguments: [
-        (0, [0]), (1, [2]), (-1, [1]), (63, [126]), (64, [0x80, 1]), (-64, [127]),
-        (.max, [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
-    ] as [(Int64, [UInt8])])
+    @Test(
+        "Numbers are ZigZag LEB128 of nine bytes at most",
+        arguments: [
+            (0, [0]), (1, [2]), (-1, [1]), (63, [126]), (64, [0x80, 1]), (-64, [127]),
+            (.max, [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+        ] as [(Int64, [UInt8])])
     func numbers(value: Int64, bytes: [UInt8]) {
         var result: [UInt8] = []
         HdrHistogram.append(value, to: &result)

@@ -22,7 +22,8 @@ struct MachineTests {
         let limits = Self.limits(
             "0::/a/b\n",
             [
-                "/cg/a/b/cpu.max": "max 100000\n", "/cg/a/b/memory.max": "536870912\n", "/cg/a/cpu.max": "150000 100000\n",
+                "/cg/a/b/cpu.max": "max 100000\n", "/cg/a/b/memory.max": "536870912\n",
+                "/cg/a/cpu.max": "150000 100000\n",
                 "/cg/a/memory.max": "max\n", "/cg/cpu.max": "400000 100000",
             ])
         #expect(limits == Report.CgroupLimits(cpus: 1.5, memoryBytes: 536_870_912))
@@ -45,9 +46,11 @@ struct MachineTests {
         #expect(Self.limits("0::/../../x", ["/cg/cpu.max": "200000 100000"])?.cpus == 2)
     }
 
-    @Test("No limits, no files or nonsense give nothing", arguments: ["", "0::/", "nonsense", "::::", "0::/a\n1:cpu:/"])
+    @Test(
+        "No limits, no files or nonsense give nothing", arguments: ["", "0::/", "nonsense", "::::", "0::/a\n1:cpu:/"])
     func nothing(memberships: String) {
         #expect(Self.limits(memberships, [:]) == nil)
-        #expect(Self.limits(memberships, ["/cg/cpu.max": "oops", "/cg/memory.max": "-", "/cg/a/cpu.max": "1 0"]) == nil)
+        #expect(
+            Self.limits(memberships, ["/cg/cpu.max": "oops", "/cg/memory.max": "-", "/cg/a/cpu.max": "1 0"]) == nil)
     }
 }

@@ -19,7 +19,7 @@ struct TextTests {
         let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map(String.init)
         #expect(lines.allSatisfy { PlainText.columns(of: $0) <= width })
         #expect(Self.isPlain(text))
-        #expect(lines[0].hasPrefix("LoopLag: 60 s from 2026-03-01T12:03:22"))
+        #expect(lines[0].hasPrefix("LoopLag: 60 s from 2026-03-01 12:03:22 UTC"))
         let order = ["FINDINGS", "LOOPS", "POOLS", "STALLS by culprit", "WORST STALL"]
         let places = order.map { title in lines.firstIndex { $0.hasPrefix(title) } }
         #expect(places.allSatisfy { $0 != nil })
@@ -29,7 +29,9 @@ struct TextTests {
     @Test("The headline says how long, how busy, how many stalls, how much time was lost and who is to blame")
     func headline() {
         let text = TextReport.render(SampleReport.everything)
-        #expect(text.contains("4242 uvicorn (cpython): 1 loop, 8.3 % busy, 3 stalls, 800 ms stalled (1.3 % of the time), the"))
+        #expect(
+            text.contains(
+                "4242 uvicorn (cpython): 1 loop, 8.2 % busy, 3 stalls, 800 ms stalled (1.3 % of the time), the"))
         #expect(text.contains("charge billing.py:41, syscall clock_nanosleep"))
         #expect(text.contains("99 redis-server: no event loop was seen."))
         #expect(text.contains("on web-1 (4 CPUs, limited to 2.5)"))
@@ -48,7 +50,7 @@ struct TextTests {
     @Test("The worst stall's stack marks the user's own frame")
     func worst() {
         let text = TextReport.render(ReportBuilder.build(SampleReport.input([SampleReport.python])))
-        #expect(text.contains("WORST STALL  4242 uvicorn main, 2026-03-01T12:03:31.000000Z, lasted 400 ms, on_cpu"))
+        #expect(text.contains("WORST STALL 4242 uvicorn main, 2026-03-01 12:03:31.000 UTC, lasted 400 ms, on_cpu"))
         #expect(text.contains("  py cpu "))
         #expect(text.contains("<- your code"))
     }
@@ -81,7 +83,8 @@ struct TextTests {
                 report.processes[i].stalls[j].syscall = evil
                 report.processes[i].stalls[j].samples.append(
                     ReportStall.Sample(
-                        offsetNS: .min, threadState: evil, stack: [-1, .max], truncated: true, late: false, method: .signal))
+                        offsetNS: .min, threadState: evil, stack: [-1, .max], truncated: true, late: false,
+                        method: .signal))
             }
         }
         for i in report.frames.indices {
@@ -108,9 +111,9 @@ struct TextTests {
     @Test("A stall's lines read as in the sketch")
     func stallText() {
         let opened = StallLine.text(Self.event(.opened, state: .open), zone: Self.utc)
-        #expect(opened == "12:03:22.410     4242 uvicorn       main·uvloop         open     >100 ms")
+        #expect(opened == "12:03:22.410     4242 uvicorn       main·uvloop         open      >100 ms")
         let closed = StallLine.text(Self.event(.closed), zone: Self.utc)
-        #expect(closed.hasSuffix("closed    412 ms  syscall nanosleep         cpu app.py:9"))
+        #expect(closed.hasSuffix("closed     412 ms  syscall nanosleep         cpu app.py:9"))
         #expect(StallLine.text(Self.event(.closed, state: .dropped), zone: Self.utc).hasSuffix("dropped"))
     }
 
@@ -160,11 +163,14 @@ struct TextTests {
         #expect(!StallLine.json(event).contains("\n"))
     }
 
-    @Test("Wall-clock times follow the calendar", arguments: [
-        (0, "1970-01-01T00:00:00.000000Z"), (951_782_400_000_000_000, "2000-02-29T00:00:00.000000Z"),
-        (1_709_251_199_999_999_999, "2024-02-29T23:59:59.999999Z"), (4_107_542_400_000_001_000, "2100-03-01T00:00:00.000001Z"),
-        (.max, "2554-07-21T23:34:33.709551Z"),
-    ] as [(UInt64, String)])
+    @Test(
+        "Wall-clock times follow the calendar",
+        arguments: [
+            (0, "1970-01-01T00:00:00.000000Z"), (951_782_400_000_000_000, "2000-02-29T00:00:00.000000Z"),
+            (1_709_251_199_999_999_999, "2024-02-29T23:59:59.999999Z"),
+            (4_107_542_400_000_001_000, "2100-03-01T00:00:00.000001Z"),
+            (.max, "2554-07-21T23:34:33.709551Z"),
+        ] as [(UInt64, String)])
     func calendar(nanoseconds: UInt64, text: String) {
         #expect(WallClock.timestamp(nanoseconds) == text)
     }

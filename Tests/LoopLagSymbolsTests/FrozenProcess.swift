@@ -50,10 +50,12 @@ struct FrozenProcess {
         names = ["rax","rdx","rcx","rbx","rsi","rdi","rbp","rsp"] + ["r%d" % i for i in range(8, 16)] + ["rip"]
         pid = gdb.selected_inferior().pid
         maps = []
+        out = open(oracle_output, "w")
+        out.write("P %d\n" % pid)
         for line in open("/proc/%d/maps" % pid):
+            out.write("M " + line)
             low, high = line.split()[0].split("-")
             maps.append((int(low, 16), int(high, 16)))
-        out = open(oracle_output, "w")
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda t: t.ptid[1]):
             thread.switch()
             frame = gdb.newest_frame()
@@ -84,28 +86,45 @@ struct FrozenProcess {
         out.close()
         """#
 
-    /// Stops the process with gdb, records it, and lets it run on (or leaves it as it was).
+    /// Stops the process with gdb, records it, and lets it run on.
     init(pid: Int32) throws {
+        try self.init(gdb: ["-ex", "attach \(pid)"])
+    }
+
+    /// Runs a program under gdb up to the first of `stops` (gdb's words for a place), records it there, and kills it.
+    init(program: String, arguments: [String] = [], stops: [String]) throws {
+        // Addresses of other modules are known only once the program runs.
+        var commands = [
+            "-ex", "set args " + arguments.joined(separator: " "), "-ex", "handle SIGUSR1 nostop noprint pass",
+        ]
+        commands += ["-ex", "break main", "-ex", "run"]
+        for stop in stops { commands += ["-ex", "break \(stop)"] }
+        try self.init(gdb: ["-ex", "file \(program)"] + commands + ["-ex", "continue"])
+    }
+
+    private init(gdb commands: [String]) throws {
         let folder = FileManager.default.temporaryDirectory.appendingPathComponent(
-            "looplag-symbols-\(getpid())-\(pid)-\(UInt32.random(in: 0...UInt32.max))")
+            "looplag-symbols-\(getpid())-\(UInt64.random(in: 0...UInt64.max))")
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: folder) }
         let script = folder.appendingPathComponent("oracle.py")
         let output = folder.appendingPathComponent("output").path
-        let prefix = "oracle_output = \"\(output)\"\n"
-        try (prefix + Self.script).write(to: script, atomically: true, encoding: .utf8)
-        modules = Self.modules(pid: pid)
+        try ("oracle_output = \"\(output)\"\n" + Self.script).write(to: script, atomically: true, encoding: .utf8)
         let log = try run(
             "gdb",
             [
                 "-nx", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set auto-load off", "-ex",
-                "set backtrace limit 3000", "-ex", "set backtrace past-main on", "-p", "\(pid)", "-x", script.path,
-            ])
+                "set backtrace limit 3000", "-ex", "set backtrace past-main on", "-ex", "set confirm off",
+            ] + commands + ["-x", script.path])
         guard let text = try? String(contentsOfFile: output, encoding: .utf8) else { throw Failure(output: log) }
         threads = []
+        var pid: Int32 = 0
+        var maps: [Substring] = []
         for line in text.split(separator: "\n") {
             let fields = line.split(separator: line.hasPrefix("F") ? "\t" : " ", omittingEmptySubsequences: false)
             switch fields[0] {
+            case "P": pid = Int32(fields[1]) ?? 0
+            case "M": maps.append(line.dropFirst(2))
             case "T":
                 threads.append(
                     FrozenThread(tid: Int32(fields[1]) ?? 0, registers: [], stackBase: 0, stack: []))
@@ -123,6 +142,7 @@ struct FrozenProcess {
             }
         }
         identity = ProcessIdentity(pid: pid, startTicks: 0)
+        modules = Self.modules(pid: pid, maps: maps)
         if threads.isEmpty { throw Failure(output: log) }
     }
 
@@ -143,11 +163,10 @@ struct FrozenProcess {
     }
 
     /// The module table as an agent writes it, from /proc/PID/maps.
-    static func modules(pid: Int32) -> [ModuleRecord] {
-        guard let maps = readSmallFile("/proc/\(pid)/maps", atMost: 64 << 20) else { return [] }
+    static func modules(pid: Int32, maps: [Substring]) -> [ModuleRecord] {
         var order: [String] = []
         var ranges: [String: [(start: UInt64, end: UInt64, offset: UInt64, inode: UInt64)]] = [:]
-        for line in maps.split(separator: "\n") {
+        for line in maps {
             let fields = line.split(separator: " ", maxSplits: 5)
             guard fields.count == 6 else { continue }
             let path = String(fields[5]).trimmingCharacters(in: .whitespaces)
@@ -170,7 +189,7 @@ struct FrozenProcess {
             // The process's own view of the file: the same for a deleted one.
             let range = String(first.start, radix: 16) + "-" + String(mappings[0].end, radix: 16)
             guard
-                let image = (try? ElfImage(path: "/proc/\(pid)/root" + path))
+                let image = (try? ElfImage(path: path)) ?? (try? ElfImage(path: "/proc/\(pid)/root" + path))
                     ?? (try? ElfImage(path: "/proc/\(pid)/map_files/" + range))
             else { return nil }
             record.buildID = image.buildID
@@ -180,6 +199,9 @@ struct FrozenProcess {
                     break
                 }
             }
+            // As the loader says it: a further mapping of the file elsewhere is not part of the module.
+            let loads = image.segments.filter { $0.type == 1 }
+            record.end = record.loadBias &+ ((loads.map { $0.address &+ $0.memorySize }.max() ?? 0) + 0xfff & ~0xfff)
             return record
         }
     }
@@ -196,8 +218,19 @@ func run(_ tool: String, _ arguments: [String], in folder: URL? = nil) throws ->
     process.standardOutput = pipe
     process.standardError = pipe
     process.standardInput = FileHandle.nullDevice
-    try process.run()
+    try withUnblockedSignals { try process.run() }
     let data = pipe.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
     return String(decoding: data, as: UTF8.self)
+}
+
+/// A child inherits the signal mask of the thread that spawns it, tests run on threads that block all signals, and a
+/// gdb without SIGCHLD waits for ever.
+func withUnblockedSignals<Result>(_ body: () throws -> Result) rethrows -> Result {
+    var none = sigset_t()
+    var before = sigset_t()
+    sigemptyset(&none)
+    pthread_sigmask(SIG_SETMASK, &none, &before)
+    defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
+    return try body()
 }

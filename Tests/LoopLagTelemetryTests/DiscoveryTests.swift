@@ -1,4 +1,4 @@
-/// Finding segments: this test process plays the host, in each of the three places where an agent may have put one.
+/// Finding segments: children that only sleep play the hosts, and the test puts their segments where agents would.
 
 import CLoopLagLayout
 import Glibc
@@ -7,9 +7,27 @@ import Testing
 
 @testable import LoopLagTelemetry
 
-@Suite("Discovery", .serialized)
+@Suite("Discovery")
 struct DiscoveryTests {
-    private let name = SegmentName(pid: getpid(), startTicks: Own.startTicks).fileName
+    /// A process and a segment in its name, in the first place where an agent would put it.
+    private struct Host {
+        let sleeper: Sleeper
+        let image: SegmentImage
+
+        init(_ sleeper: Sleeper) throws {
+            self.sleeper = sleeper
+            image = try SegmentImage(path: "/dev/shm/\(Self.name(sleeper))")
+            image.header.pointee.pid = UInt32(sleeper.pid)
+            image.header.pointee.start_ticks = sleeper.startTicks
+        }
+
+        /// As the process itself sees it.
+        var seenPath: String { "/proc/\(sleeper.pid)/root\(image.path)" }
+
+        static func name(_ sleeper: Sleeper) -> String {
+            SegmentName(pid: sleeper.pid, startTicks: sleeper.startTicks).fileName
+        }
+    }
 
     private func failure(_ pid: Int32) -> TelemetryError? {
         do throws(TelemetryError) {
@@ -20,67 +38,69 @@ struct DiscoveryTests {
         }
     }
 
-    @Test("finds a segment in the host's /dev/shm, through the host's own root")
-    func sharedMemory() throws {
-        let image = try SegmentImage(path: "/dev/shm/\(name)")
-        let source = try SegmentDiscovery.live(pid: getpid())
-        #expect(source.path == "/proc/\(getpid())/root/dev/shm/\(name)")
-        #expect(source.isAlive)
-        #expect(source.startTicks == Own.startTicks)
-        #expect(try SegmentReader(source).snapshot().isAlive)
-        #expect(SegmentDiscovery.allLive().contains(source))
-        #expect(!SegmentDiscovery.leftovers().contains { $0.path == image.path })
+    /// A process whose thread has the name of an agent's; it inherits what may be inherited.
+    private func watchdogLike(_ folder: Folder) throws -> Sleeper {
+        symlink("/bin/sleep", folder.file("looplag"))
+        return try Sleeper([folder.file("looplag"), "600"])
     }
 
-    @Test("finds a segment in any other folder by the host's mapping of it")
+    @Test("finds a segment in the host's /dev/shm, through the host's own root")
+    func sharedMemory() throws {
+        let host = try Host(Sleeper())
+        let source = try SegmentDiscovery.live(pid: host.sleeper.pid)
+        #expect(source.path == host.seenPath)
+        #expect(source.isAlive)
+        #expect(source.startTicks == host.sleeper.startTicks)
+        #expect(try SegmentReader(source).snapshot().isAlive)
+        #expect(SegmentDiscovery.allLive().contains(source))
+        #expect(!SegmentDiscovery.leftovers().contains { $0.path == host.image.path })
+        host.sleeper.end()
+        #expect(SegmentDiscovery.leftovers().contains { $0.path == host.image.path })
+        #expect(!SegmentDiscovery.allLive().contains(source))
+    }
+
+    @Test(
+        "finds a segment in any other folder by the host's mapping of it",
+        .enabled(if: access("/dev/shm/\(SegmentName(pid: getpid(), startTicks: Own.startTicks).fileName)", F_OK) != 0))
     func mapping() throws {
         let folder = try Folder()
+        let name = SegmentName(pid: getpid(), startTicks: Own.startTicks).fileName
         let image = try SegmentImage(path: folder.file(name))
         let source = try SegmentDiscovery.live(pid: getpid())
         #expect(source.path == "/proc/\(getpid())/root\(image.path)")
         #expect(try SegmentReader(source).snapshot().isAlive)
     }
 
-    @Test("prefers no file that somebody else has put in the first place")
-    func occupied() throws {
-        let folder = try Folder()
-        let image = try SegmentImage(path: folder.file(name))
-        let squatter = "/dev/shm/\(name)"
-        symlink("/etc/passwd", squatter)
-        defer { unlink(squatter) }
-        #expect(try SegmentDiscovery.live(pid: getpid()).path.hasSuffix(image.path))
-    }
-
     @Test("says why not when the only candidate is refused")
     func refusedCandidate() throws {
-        let image = try SegmentImage(path: "/dev/shm/\(name)")
-        let seen = "/proc/\(getpid())/root/dev/shm/\(name)"
-        image.header.pointee.abi_version = 7
-        #expect(failure(getpid()) == .otherVersion(path: seen, found: 7, known: 1))
-        image.header.pointee.abi_version = 1
-        image.header.pointee.pid += 1
-        guard case .untrusted = failure(getpid()) else {
-            Issue.record("a stranger's segment was taken")
-            return
-        }
-        image.header.pointee.pid -= 1
-        chmod(image.path, 0o644)
-        guard case .untrusted = failure(getpid()) else {
-            Issue.record("an open file was taken")
-            return
-        }
+        let host = try Host(Sleeper())
+        let header = host.image.header
+        let pid = host.sleeper.pid
+        header.pointee.abi_version = 7
+        #expect(failure(pid) == .otherVersion(path: host.seenPath, found: 7, known: 1))
+        header.pointee.abi_version = 1
+        header.pointee.pid += 1
+        #expect(
+            failure(pid) == .untrusted(path: host.seenPath, reason: "it is the segment of process \(pid + 1)"))
+        header.pointee.pid -= 1
+        chmod(host.image.path, 0o644)
+        #expect(failure(pid) == .untrusted(path: host.seenPath, reason: "its mode is 0644 and not 0600"))
     }
 
-    @Test("finds a memory file by the agent's thread")
+    @Test("finds a memory file by the agent's thread, whatever a stranger has put in the first place")
     func memoryFile() throws {
         let memory = try #require(MemoryFile())
+        let folder = try Folder()
+        let sleeper = try watchdogLike(folder)
         let image = try SegmentImage(path: "memory", descriptor: memory.descriptor)
-        #expect(failure(getpid()) == .noAgent(pid: getpid()))
-        let thread = NamedThread()
-        defer { thread.end() }
-        let source = try SegmentDiscovery.live(pid: getpid())
-        #expect(source.path == "/proc/\(getpid())/task/\(thread.tid)/fd/\(memory.descriptor)")
+        image.header.pointee.pid = UInt32(sleeper.pid)
         image.startLoop(0)
+        let squatter = "/dev/shm/\(Host.name(sleeper))"
+        symlink("/etc/passwd", squatter)
+        defer { unlink(squatter) }
+
+        let source = try SegmentDiscovery.live(pid: sleeper.pid)
+        #expect(source.path == "/proc/\(sleeper.pid)/task/\(sleeper.pid)/fd/\(memory.descriptor)")
         let reader = try SegmentReader(source)
         #expect(try reader.snapshot().loops.count == 1)
         #expect(!reader.isUnlinked)
@@ -90,12 +110,13 @@ struct DiscoveryTests {
 
     @Test("takes the segment that an exec left behind for none, unless the agent's thread is there")
     func stale() throws {
-        let image = try SegmentImage(path: "/dev/shm/\(name)")
-        image.header.pointee.heartbeat_ns -= 60_000_000_000
-        #expect(failure(getpid()) == .noAgent(pid: getpid()))
-        let thread = NamedThread()
-        defer { thread.end() }
-        #expect(failure(getpid()) == nil)
+        let plain = try Host(Sleeper())
+        plain.image.header.pointee.heartbeat_ns -= 60_000_000_000
+        #expect(failure(plain.sleeper.pid) == .noAgent(pid: plain.sleeper.pid))
+        let folder = try Folder()
+        let stopped = try Host(watchdogLike(folder))
+        stopped.image.header.pointee.heartbeat_ns -= 60_000_000_000
+        #expect(failure(stopped.sleeper.pid) == nil)
     }
 
     @Test("tells a missing process from one without an agent")
@@ -158,8 +179,10 @@ struct DiscoveryTests {
     @Test("reads names and the files of /proc as they may come")
     func parsing() {
         #expect(SegmentName("looplag-12-34") == SegmentName(pid: 12, startTicks: 34))
-        for name in ["looplag-+1-2", "looplag-01-2", "looplag-1", "looplag-1-2-3", "looplag--1-2", "looplag-0-1",
-            "xlooplag-1-2", "looplag-99999999999-1", "looplag-1-", ""] {
+        for name in [
+            "looplag-+1-2", "looplag-01-2", "looplag-1", "looplag-1-2-3", "looplag--1-2", "looplag-0-1",
+            "xlooplag-1-2", "looplag-99999999999-1", "looplag-1-", "",
+        ] {
             #expect(SegmentName(name) == nil, "\(name)")
         }
         let line = "7 (a) S 1 (x) R 3 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 9 0 12345 6 7"
@@ -175,50 +198,16 @@ struct DiscoveryTests {
     }
 }
 
-/// memfd_create is not in the Glibc module.
+/// A memory file that children inherit. memfd_create is not in the Glibc module.
 private final class MemoryFile {
     let descriptor: Int32
 
     init?() {
         typealias Create = @convention(c) (UnsafePointer<CChar>, UInt32) -> Int32
         guard let symbol = dlsym(dlopen(nil, RTLD_NOW), "memfd_create") else { return nil }
-        descriptor = unsafeBitCast(symbol, to: Create.self)("looplag", 1)
+        descriptor = unsafeBitCast(symbol, to: Create.self)("looplag", 0)
         if descriptor < 0 { return nil }
     }
 
     deinit { close(descriptor) }
-}
-
-/// A thread called "looplag", as the agent's watchdog is, that waits until it is ended.
-final class NamedThread {
-    private(set) var tid: Int32 = 0
-    private var thread = pthread_t()
-    private var ends: [Int32] = [-1, -1]
-
-    init() {
-        pipe(&ends)
-        let start = Unmanaged.passRetained(Box(ends[0])).toOpaque()
-        pthread_create(&thread, nil, { raw in
-            guard let raw else { return nil }
-            let box = Unmanaged<Box>.fromOpaque(raw).takeRetainedValue()
-            let file = open("/proc/thread-self/comm", O_WRONLY)
-            write(file, "looplag", 7)
-            close(file)
-            var byte: UInt8 = 0
-            read(box.descriptor, &byte, 1)
-            return nil
-        }, start)
-        while tid == 0 { tid = ProcFS.watchdogThreads(of: getpid()).first ?? 0 }
-    }
-
-    func end() {
-        close(ends[1])
-        pthread_join(thread, nil)
-        close(ends[0])
-    }
-
-    private final class Box {
-        let descriptor: Int32
-        init(_ descriptor: Int32) { self.descriptor = descriptor }
-    }
 }

@@ -82,7 +82,8 @@ struct HostileTests {
                     let value = telling[Int(random.next() % UInt64(telling.count))]
                     image.base.storeBytes(of: value, toByteOffset: place & ~3, as: UInt64.self)
                 default:
-                    image.base.storeBytes(of: UInt32(truncatingIfNeeded: random.next()), toByteOffset: place & ~3,
+                    image.base.storeBytes(
+                        of: UInt32(truncatingIfNeeded: random.next()), toByteOffset: place & ~3,
                         as: UInt32.self)
                 }
                 touched.append((place & ~3)..<(place & ~3) + 12)

@@ -115,7 +115,8 @@ final class SegmentImage {
     }
 
     func histogram(_ index: Int) -> UnsafeMutableBufferPointer<UInt64> {
-        let start = UnsafeMutableRawPointer(loop(index)) + MemoryLayout<lag_loop_slot>.size
+        let start =
+            UnsafeMutableRawPointer(loop(index)) + MemoryLayout<lag_loop_slot>.size
             - 8 * Int(LAG_HISTOGRAM_BUCKETS)
         return UnsafeMutableBufferPointer(
             start: start.assumingMemoryBound(to: UInt64.self), count: Int(LAG_HISTOGRAM_BUCKETS))
@@ -233,7 +234,7 @@ final class Folder {
     let path: String
 
     init() throws {
-        var template = Array("/tmp/looplag-test-XXXXXX".utf8CString)
+        var template = Array(("/tmp/looplag-test-" + String(repeating: "X", count: 6)).utf8CString)
         guard let made = mkdtemp(&template) else { throw SystemError.last }
         path = String(cString: made)
     }

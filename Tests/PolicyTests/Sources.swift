@@ -11,9 +11,24 @@ struct SourceFile {
 
     /// The modules that a Swift file imports.
     var imports: Set<String> {
-        let pattern = /^\s*(?:@\w+(?:\([^)]*\))?\s+)*(?:public\s+|package\s+|internal\s+|fileprivate\s+|private\s+)?import\s+(?:(?:struct|class|enum|protocol|func|var|let|typealias)\s+)?(\w+)/
-        return Set(lines.compactMap { (try? pattern.prefixMatch(in: $0)).map { String($0.1) } })
+        Set(
+            lines.compactMap { line in
+                var words = line.split(separator: " ")[...]
+                // Attributes and access levels may stand before.
+                while let word = words.first, word.hasPrefix("@") || Self.accessLevels.contains(word) {
+                    words.removeFirst()
+                }
+                guard words.popFirst() == "import", var module = words.popFirst() else { return nil }
+                // `import struct Foundation.Data`
+                if Self.kinds.contains(module) { module = words.popFirst() ?? module }
+                return module.split(separator: ".").first.map(String.init)
+            })
     }
+
+    private static let accessLevels: Set<Substring> = ["public", "package", "internal", "fileprivate", "private"]
+    private static let kinds: Set<Substring> = [
+        "struct", "class", "enum", "protocol", "func", "var", "let", "typealias",
+    ]
 }
 
 enum Repository {
@@ -29,7 +44,8 @@ enum Repository {
         // A package may itself be looked at through links: only those inside the folder are passed over.
         let base = root.appending(path: folder).resolvingSymlinksInPath()
         let keys: Set<URLResourceKey> = [.isRegularFileKey, .isSymbolicLinkKey]
-        guard let walk = FileManager.default.enumerator(at: base, includingPropertiesForKeys: Array(keys)) else { return [] }
+        guard let walk = FileManager.default.enumerator(at: base, includingPropertiesForKeys: Array(keys))
+        else { return [] }
         return try walk.compactMap { $0 as? URL }.filter { url in
             let values = try url.resourceValues(forKeys: keys)
             return values.isRegularFile == true && values.isSymbolicLink != true && endings.contains(url.pathExtension)

@@ -57,6 +57,10 @@ LAG_ANY_THREAD bool lag_life_other_agent(void);
 LAG_ANY_THREAD void lag_life_set_segment_path(const uint8_t *path, size_t bytes);
 /* Removes the segment file and marks the segment finished, in the owning process only; idempotent. */
 LAG_ANY_THREAD void lag_life_exit(void);
+/* Makes a clean exit of the process do that (linked build; the preload object has its -fini). */
+LAG_ANY_THREAD void lag_life_exit_with_process(void);
+/* Undoes a start that failed half-way, before any loop was admitted. */
+LAG_ANY_THREAD void lag_life_discard(void);
 
 /* Held while the watchdog is inside dl_iterate_phdr, taken by the atfork prepare handler: a fork in that moment would
  * leave the loader's lock held in the child for ever (glibc 2.36). */
@@ -68,10 +72,14 @@ LAG_ANY_THREAD void lag_scan_unlock(void);
 /* Hands the mapped segment to the hooks. `loops` lies in it; thresholds are private copies. */
 LAG_ANY_THREAD bool lag_loops_open(struct lag_header *header, struct lag_loop_slot *loops, uint32_t count,
                                    uint64_t threshold_ns);
+/* No slot at or beyond this index has ever had a loop: each lies on pages of its own, which a tick need not touch. */
+LAG_ANY_THREAD uint32_t lag_loops_used(void);
 /* Iterations at or above this are written to recent_long; any thread may read it, the watchdog writes. */
 LAG_ANY_THREAD void lag_loops_set_capture_threshold(uint64_t ns);
 /* Takes the loop's slot away from its thread: it registers anew at its next wait. */
 LAG_ANY_THREAD void lag_loop_retire(uint32_t index, uint32_t generation);
+/* False for a thread whose stacks, the alternate one above all, are too small for a handler: the kernel would kill it. */
+LAG_ANY_THREAD bool lag_loop_takes_signal(uint32_t index);
 
 /* The part of a slot that the watchdog needs, read consistently; false while the loop thread keeps changing it. */
 struct lag_loop_view {
@@ -127,6 +135,10 @@ LAG_ANY_THREAD void lag_capture_prepare(void);
 LAG_ANY_THREAD int lag_signal_default(void);
 /* Installs the handler on a free realtime signal from `first` upward; 0 when none is free. */
 LAG_ANY_THREAD int lag_capture_install(int first);
+/* Lets the installed signal through to the calling thread if it has libdispatch's mask: that library blocks every
+ * signal on its threads but the synchronous ones and SIGPROF, and loops that Swift code starts from there inherit it. A
+ * mask that the host chose is left alone, and such a thread is never signalled. */
+LAG_LOOP_THREAD void lag_capture_let_in(void);
 /* Signals one thread and waits for its handler at most `timeout_ns`. LAG_DROP_NONE: the capture is valid until the
  * next call. */
 LAG_ANY_THREAD uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes, uint64_t timeout_ns,
@@ -145,8 +157,10 @@ LAG_ANY_THREAD bool lag_safe_read_works(void);
 
 /* Starts a plain detached thread: all signals blocked, named "looplag", small stack. */
 LAG_ANY_THREAD bool lag_thread_start(void (*body)(void *), void *argument);
-/* Gives the calling thread a descriptor table of its own, empty but for `keep` (-1 = none), which becomes descriptor 0:
- * the host can then neither close nor inherit what the watchdog opens, nor run out of numbers by it. */
+/* True while the kernel knows a thread of this process by that number; works without /proc. */
+LAG_ANY_THREAD bool lag_thread_exists(int32_t tid);
+/* Gives the calling thread a descriptor table of its own, empty but for `keep` (-1 = none): the host can then neither
+ * close nor inherit what the watchdog opens, nor run out of numbers by it. */
 LAG_ANY_THREAD bool lag_thread_private_descriptors(int keep);
 
 LAG_SIGNAL_SAFE uint64_t lag_clock_now(void);
@@ -164,13 +178,15 @@ LAG_ANY_THREAD void lag_file_close(int fd);
 LAG_ANY_THREAD long lag_link_read(const char *path, void *into, size_t capacity);
 /* The inode of a file, 0 = unknown. */
 LAG_ANY_THREAD uint64_t lag_file_inode(const char *path);
-/* An environment variable, or NULL; valid while the environment is not changed. */
+/* A LOOPLAG_* variable as it was when the agent was armed, or NULL: later another thread may be in setenv. */
 LAG_ANY_THREAD const char *lag_env(const char *name);
 /* Creates, reserves and maps a private (0600) file; a left-over of the same name is replaced. Descriptor closed.
  * Returns NULL with a negative errno in *error. */
 LAG_ANY_THREAD void *lag_segment_create(const char *path, size_t bytes, int *error);
 /* The same in a memfd, whose descriptor stays open in *fd. */
 LAG_ANY_THREAD void *lag_segment_create_memfd(size_t bytes, int *fd, int *error);
+/* Gives a segment's memory back and leaves zeroes at its place: a loop thread may still be storing into its slot. */
+LAG_ANY_THREAD void lag_segment_abandon(void *memory, size_t bytes);
 LAG_ANY_THREAD void *lag_memory_zeroed(size_t bytes);
 LAG_ANY_THREAD void lag_memory_free(void *memory, size_t bytes);
 
@@ -187,6 +203,8 @@ static inline void lag_store_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, 
 static inline uint64_t lag_load_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline uint32_t lag_load_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void lag_copy(void *to, const void *from, size_t bytes) { __builtin_memcpy(to, from, bytes); }
+/* Without Swift's trap on a zero divisor. */
+static inline uint64_t lag_remainder(uint64_t value, uint64_t divisor) { return divisor != 0 ? value % divisor : 0; }
 static inline void lag_zero(void *to, size_t bytes) { __builtin_memset(to, 0, bytes); }
 
 /* Addresses of array members, which Swift would import as tuples. */

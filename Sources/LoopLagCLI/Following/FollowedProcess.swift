@@ -24,6 +24,27 @@ final class FollowedProcess {
         case closed(StallRecord)
         /// Stalls that came and went in the ring between two looks.
         case missed(UInt64)
+
+        /// When it happened, to order what one look found; nil for what has no moment of its own. A stall opens before
+        /// anything else is told of it, whatever the samples of a reader with a lower threshold say.
+        func moment(threshold: Duration) -> MonotonicTime? {
+            switch self {
+            case .opened(let stall): Self.opening(of: stall, threshold: threshold)
+            case .sampled(let stall, let sample):
+                max(
+                    stall.start.advanced(by: max(sample.offset, .zero)),
+                    Self.opening(of: stall, threshold: threshold))
+            case .closed(let stall):
+                max(stall.start.advanced(by: stall.duration), Self.opening(of: stall, threshold: threshold))
+            case .missed: nil
+            }
+        }
+
+        /// Seen when the watchdog looked, and never before it was long enough for us.
+        static func opening(of stall: StallRecord, threshold: Duration) -> MonotonicTime {
+            let due = stall.start.advanced(by: threshold)
+            return max(due, stall.detectedAt ?? due)
+        }
     }
 
     let identity: ProcessIdentity
@@ -50,6 +71,8 @@ final class FollowedProcess {
     private var announced: Set<UInt64> = []
     /// Open ones still below our threshold: the agent captures at the smallest of all readers' thresholds.
     private var waiting: Set<UInt64> = []
+    /// Samples read and not decoded yet.
+    private var undecoded: [RawSample] = []
     /// Stalls that had ended before we came, until the first poll gives them out.
     private var history: [StallRecord] = []
 
@@ -87,6 +110,18 @@ final class FollowedProcess {
         classify(loop, process: latest, caller: caller(at: loop.callerPC))
     }
 
+    /// The same without looking anything up, which can take a tenth of a second in a big program: where the caller is
+    /// not known yet, its module has to do.
+    func quickClass(of loop: LoopSnapshot) -> LoopClass {
+        var caller = callers[loop.callerPC] ?? nil
+        if caller == nil, loop.callerPC != 0,
+            let module = latest.modules.first(where: { $0.start <= loop.callerPC && loop.callerPC < $0.end })
+        {
+            caller = Frame(function: "", kind: .native, module: PlainText.fileName(module.path))
+        }
+        return classify(loop, process: latest, caller: caller)
+    }
+
     /// The callers of all loops, for the report.
     var loopCallers: [LoopID: Frame] {
         var result: [LoopID: Frame] = [:]
@@ -107,15 +142,14 @@ final class FollowedProcess {
 
     // MARK: Looking
 
-    /// Reads what is new. A segment that cannot be read any more ends the following; `failure` says why.
+    /// Reads what is new. A segment that cannot be read any more is told by `failure`.
     func poll(threshold: Duration) -> [Change] {
-        guard !isGone else { return [] }
+        guard !isGone, failure == nil else { return [] }
         let update: ProcessTelemetry.Update
         do throws(TelemetryError) {
             update = try telemetry.poll()
         } catch {
             failure = error
-            isGone = true
             return []
         }
         return take(update, threshold: threshold)
@@ -130,7 +164,17 @@ final class FollowedProcess {
 
     /// Takes a last look; the open descriptor reaches the segment also when its name is gone.
     func finish(threshold: Duration) -> [Change] {
-        let changes = poll(threshold: threshold)
+        var changes = poll(threshold: threshold)
+        // Whoever was told of a stall's beginning is told of its end too; how long it was nobody will know. The record
+        // kept for the report stays open.
+        if hasEnded || failure != nil {
+            for id in announced.sorted() {
+                guard var stall = stalls[id] else { continue }
+                stall.state = .dropped
+                changes.append(.closed(stall))
+            }
+            announced = []
+        }
         isGone = true
         telemetry.releaseThreshold()
         return changes
@@ -149,7 +193,7 @@ final class FollowedProcess {
         }
         history = []
 
-        let fresh = update.newSamples.compactMap { keep($0) }
+        undecoded += update.newSamples
         for stall in update.opened where stall.state == .open { waiting.insert(stall.id) }
         // The open records of a snapshot carry the time elapsed so far.
         for stall in latest.stalls where stall.state == .open {
@@ -158,6 +202,10 @@ final class FollowedProcess {
             announced.insert(stall.id)
             changes.append(.opened(stall))
         }
+        // The news of a stall does not wait for its stack: the first one of a big program takes a while to decode.
+        if !changes.isEmpty, update.closed.isEmpty, update.dropped.isEmpty { return changes }
+        let fresh = undecoded.compactMap { keep($0) }
+        undecoded = []
         for sample in fresh where announced.contains(sample.stallID) {
             if let stall = stalls[sample.stallID] { changes.append(.sampled(stall, sample)) }
         }
@@ -166,7 +214,9 @@ final class FollowedProcess {
             let wasAnnounced = announced.remove(stall.id) != nil
             waiting.remove(stall.id)
             // One that was never long enough for us is none of ours; a dropped one has no length to judge.
-            if wasAnnounced || (stall.state == .closed && stall.duration >= threshold) { changes.append(.closed(stall)) }
+            if wasAnnounced || (stall.state == .closed && stall.duration >= threshold) {
+                changes.append(.closed(stall))
+            }
         }
         return changes
     }

@@ -17,9 +17,8 @@ struct StallEvents {
     func event(_ process: FollowedProcess, _ change: FollowedProcess.Change) -> StallEvent? {
         switch change {
         case .opened(let stall):
-            // Seen when the watchdog looked, and never before it was long enough for us.
-            let due = stall.start.advanced(by: threshold)
-            return event(process, stall, .opened, at: max(due, stall.detectedAt ?? due))
+            return event(
+                process, stall, .opened, at: FollowedProcess.Change.opening(of: stall, threshold: threshold))
         case .sampled(let stall, let sample):
             var stall = stall
             stall.duration = max(sample.offset, .zero)
@@ -35,7 +34,10 @@ struct StallEvents {
         _ process: FollowedProcess, _ stall: StallRecord, _ kind: StallEvent.Kind, at time: MonotonicTime,
         stack: [Frame]? = nil
     ) -> StallEvent? {
-        let loop = process.loop(stall.loop).map { process.loopClass(of: $0) }
+        // The news of a stall does not wait for symbols.
+        let loop = process.loop(stall.loop).map {
+            kind == .opened ? process.quickClass(of: $0) : process.loopClass(of: $0)
+        }
         if !showsHelpers, loop?.role == .helper { return nil }
         let samples = process.samples[stall.id] ?? []
         let diagnosis = diagnose(
@@ -81,7 +83,8 @@ enum Summary {
         if loops.isEmpty {
             line = "no event loop was measured in \(length(report.recorded.durationNS))"
         } else {
-            line = "measured \(Readiness.count(report.processes.count, "process", "processes"))"
+            line =
+                "measured \(Readiness.count(report.processes.count, "process", "processes"))"
                 + ", \(Readiness.count(loops.count, "loop")) for \(length(report.recorded.durationNS)): "
             let threshold = length(report.settings.thresholdNS)
             // The counters know every stall; the list holds those that the segment still had.

@@ -41,7 +41,9 @@ struct PsVerb: ParsableCommand {
         var runtime: RuntimeInfo?
         var alive: Bool
         var agent: AgentState?
-        /// Why no agent can be preloaded; absent when one can.
+        /// Whether the agent can be preloaded at its next start; absent when the program may not be read.
+        var preloadable: Bool?
+        /// Why not.
         var obstacle: String?
         /// The file that a dead process left.
         var segment: String?
@@ -55,7 +57,8 @@ struct PsVerb: ParsableCommand {
         for source in sources { rows.append(row(of: source)) }
         if all {
             let seen = Set(sources.filter(\.isAlive).map(\.pid))
-            for facts in ProcessFacts.all() where !facts.isKernelThread && !facts.isZombie && !seen.contains(facts.pid) {
+            for facts in ProcessFacts.all() where !facts.isKernelThread && !facts.isZombie && !seen.contains(facts.pid)
+            {
                 rows.append(row(of: facts))
             }
         }
@@ -102,9 +105,11 @@ struct PsVerb: ParsableCommand {
     }
 
     private func row(of facts: ProcessFacts) -> Row {
-        Row(
+        let program = ExecutableFacts.inspect(pid: facts.pid)
+        return Row(
             pid: facts.pid, user: ProcessFacts.userName(facts.uid), server: facts.displayName,
-            executable: facts.executable, alive: true, obstacle: ExecutableFacts.inspect(pid: facts.pid).obstacle)
+            executable: facts.executable, alive: true,
+            preloadable: program.kind == .unknown ? nil : program.obstacle == nil, obstacle: program.obstacle)
     }
 
     // MARK: The table
@@ -145,6 +150,7 @@ struct PsVerb: ParsableCommand {
     private static func note(_ row: Row) -> String {
         if let error = row.error { return error }
         if let agent = row.agent { return agent.degraded.joined(separator: ", ") }
-        return row.obstacle.map { "cannot be measured: \($0)" } ?? "start it with 'looplag run' to measure it"
+        if let obstacle = row.obstacle { return "cannot be measured: \(obstacle)" }
+        return row.preloadable == nil ? "its program may not be read" : "start it with 'looplag run' to measure it"
     }
 }

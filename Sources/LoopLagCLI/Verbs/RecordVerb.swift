@@ -69,6 +69,9 @@ struct RecordVerb: ParsableCommand {
         let report = window.report(of: follower, userCode: userCode)
         try file.write(report: report)
         Console.error(Summary.line(of: report, output: file.path))
+        if let lost = follower.lost, gone.isEmpty {
+            throw ExitCode(Targets.failure(lost.error, pid: lost.pid).status)
+        }
         if !gone.isEmpty {
             let names = gone.map { "\($0.identity.pid) (\($0.name))" }.joined(separator: ", ")
             throw Failure("\(names) went away while it was recorded", status: Failure.gone)
@@ -97,13 +100,15 @@ struct RecordVerb: ParsableCommand {
                 Console.error(line)
             }
             let pid = pids.first ?? 0
-            if let line = readiness.silence(of: follower, root: try? ProcessFacts.read(pid: pid), since: start, now: now) {
+            if let line = readiness.silence(
+                of: follower, root: try? ProcessFacts.read(pid: pid), since: start, now: now)
+            {
                 progress.clear()
                 Console.error(line)
             }
             let elapsed = now.since(start)
             progress.show(elapsed: elapsed, of: duration, stalls: stalls)
-            if follower.live.isEmpty && !targets.contains(where: \.isRunning) { break }
+            if follower.live.isEmpty && (follower.lost != nil || !targets.contains(where: \.isRunning)) { break }
             if let duration, elapsed >= duration { break }
             let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? Self.interval
             if inbox.next(timeout: min(rest, Self.interval))?.isStopRequest == true { break }

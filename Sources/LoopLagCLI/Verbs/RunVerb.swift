@@ -22,7 +22,9 @@ struct RunVerb: ParsableCommand {
 
     @OptionGroup var threshold: ThresholdOption
 
-    @Option(name: .shortAndLong, help: ArgumentHelp("Write a JSON report at the end; %p becomes the process id.", valueName: "file"))
+    @Option(
+        name: .shortAndLong,
+        help: ArgumentHelp("Write a JSON report at the end; %p becomes the process id.", valueName: "file"))
     var output: String?
 
     @Flag(name: .shortAndLong, help: "Print no stalls and no summary.")
@@ -33,16 +35,17 @@ struct RunVerb: ParsableCommand {
         help: ArgumentHelp("A source path or module that counts as your own code.", valueName: "path"))
     var userCode: [String] = []
 
-    @Argument(parsing: .captureForPassthrough, help: ArgumentHelp("The command and its arguments.", valueName: "command"))
+    @Argument(
+        parsing: .captureForPassthrough, help: ArgumentHelp("The command and its arguments.", valueName: "command"))
     var command: [String] = []
-
-    /// Between two looks at the segments: a stall line appears within this of the agent's own notice.
-    private static let interval: Duration = .milliseconds(25)
 
     func run() throws {
         let command = try self.command(arguments: CommandLine.unsafeArgv, count: Int(CommandLine.argc))
         let agent = try AgentObject.locate()
-        threshold.noteLimits()
+        let (limit, complaint) = threshold.resolved(
+            environment: getenv("LOOPLAG_THRESHOLD").map { String(cString: $0) })
+        if let complaint { Console.error(complaint) }
+        ThresholdOption.noteLimits(of: limit)
         // A folder that is not there is better told now than after the command's work.
         try output.map { try OutputFile(pattern: $0, pid: 0).check() }
 
@@ -51,7 +54,7 @@ struct RunVerb: ParsableCommand {
         let child = try Launcher.launch(
             LaunchRequest(
                 command: command, agent: agent,
-                environment: ["LOOPLAG_THRESHOLD": DurationArgument.format(threshold.threshold)]),
+                environment: ["LOOPLAG_THRESHOLD": DurationArgument.format(limit)]),
             mask: inbox.inheritedMask, dispositions: Entry.dispositions)
         let root = try? ProcessFacts.read(pid: child.pid)
         if let obstacle = child.executable.obstacle {
@@ -59,7 +62,7 @@ struct RunVerb: ParsableCommand {
                 "\(child.pid) (\(ProcessFacts.printable(child.executable.path))) cannot be measured: \(obstacle)")
         }
 
-        let follower = Follower(scope: .trees([child.pid]), threshold: threshold.threshold, includesHistory: true)
+        let follower = Follower(scope: .trees([child.pid]), threshold: limit, includesHistory: true)
         let status = follow(child, root: root, follower: follower, window: window, inbox: &inbox)
         try finish(follower, window: window, pid: child.pid, status: status)
     }
@@ -69,10 +72,10 @@ struct RunVerb: ParsableCommand {
         _ child: LaunchedProcess, root: ProcessFacts?, follower: Follower, window: ReportWindow,
         inbox: inout SignalInbox
     ) -> ChildStatus {
-        let events = StallEvents(threshold: threshold.threshold, userCode: userCode)
+        let events = StallEvents(threshold: follower.threshold, userCode: userCode)
         var readiness = Readiness()
         while true {
-            if let signal = inbox.next(timeout: Self.interval), Launcher.isForwarded(signal) {
+            if let signal = inbox.next(timeout: follower.pollInterval), Launcher.isForwarded(signal) {
                 child.send(signal.number)
                 continue
             }
@@ -135,7 +138,8 @@ struct RunVerb: ParsableCommand {
         } else if let first = words.first, first.hasPrefix("-") {
             if first == "--help" || first == "-h" { throw CleanExit.helpRequest(self) }
             if first == "--version" { throw CleanExit.message(Version.text) }
-            throw ValidationError("Unknown option '\(first)' of run; a command that begins with '-' needs '--' before it")
+            throw ValidationError(
+                "Unknown option '\(first)' of run; a command that begins with '-' needs '--' before it")
         }
         guard !words.isEmpty else { throw ValidationError("Name a command to run: looplag run -- node server.js") }
         guard words.count < count else { return words.map { Array($0.utf8) } }

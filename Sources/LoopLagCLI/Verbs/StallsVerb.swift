@@ -46,8 +46,6 @@ struct StallsVerb: ParsableCommand {
         help: ArgumentHelp("A source path or module that counts as your own code.", valueName: "path"))
     var userCode: [String] = []
 
-    private static let interval: Duration = .milliseconds(25)
-
     private var events: StallEvents {
         StallEvents(threshold: threshold.threshold, userCode: userCode, showsHelpers: helpers)
     }
@@ -133,15 +131,16 @@ struct StallsVerb: ParsableCommand {
             isFirst = false
             for line in readiness.lines(follower, now: now) { Console.error(line) }
             if let pid = pids.first,
-                let line = readiness.silence(of: follower, root: try? ProcessFacts.read(pid: pid), since: start, now: now)
+                let line = readiness.silence(
+                    of: follower, root: try? ProcessFacts.read(pid: pid), since: start, now: now)
             {
                 Console.error(line)
             }
             if !targets.isEmpty { try checkTargets(targets, follower) }
             if let duration, now.since(start) >= duration { return }
             if Console.out.isClosed { return }
-            let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? Self.interval
-            if inbox.next(timeout: min(rest, Self.interval))?.isStopRequest == true { return }
+            let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? follower.pollInterval
+            if inbox.next(timeout: min(rest, follower.pollInterval))?.isStopRequest == true { return }
         }
     }
 
@@ -149,9 +148,8 @@ struct StallsVerb: ParsableCommand {
     private func checkTargets(_ targets: [Target], _ follower: Follower) throws {
         guard follower.live.isEmpty else { return }
         guard !targets.contains(where: \.isRunning) else {
-            // Running, yet not followed: either it executes another program now, or its segment cannot be read.
-            let lost = follower.processes.last { $0.failure != nil }
-            if let lost, let failure = lost.failure { throw Targets.failure(failure, pid: lost.identity.pid) }
+            // Running, yet not followed: it executes another program, or its segment went bad, which was told.
+            if let lost = follower.lost { throw ExitCode(Targets.failure(lost.error, pid: lost.pid).status) }
             return
         }
         let names = targets.map { "\($0.identity.pid) (\($0.name))" }.joined(separator: ", ")

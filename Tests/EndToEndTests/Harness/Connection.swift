@@ -92,6 +92,20 @@ final class Connection {
         return String(decoding: received, as: UTF8.self)
     }
 
+    /// The body of an HTTP GET on a connection that stays open.
+    func getKeptAlive(_ path: String) throws -> String {
+        try send("GET \(path) HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        var length = 0
+        while true {
+            let line = try readLine()
+            if line.isEmpty { return try readBytes(length) }
+            let parts = line.split(separator: ":", maxSplits: 1)
+            if parts.count == 2, parts[0].lowercased() == "content-length" {
+                length = Int(parts[1].trimmingCharacters(in: .whitespaces)) ?? 0
+            }
+        }
+    }
+
     private func receive() throws -> Bool {
         var buffer = [UInt8](repeating: 0, count: 4096)
         let count = recv(descriptor, &buffer, buffer.count, 0)

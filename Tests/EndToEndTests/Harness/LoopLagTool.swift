@@ -52,17 +52,19 @@ enum LoopLagTool {
         return try Result(status: status, output: child.output.wholeText(), errors: child.errors.wholeText())
     }
 
-    /// Records a window of one process. `during` runs while the recording does.
+    /// Records a window of one process. `during` runs while the recording does, once it has said that it measures.
     static func record(
-        _ pid: Int32, for window: Duration, options: [String] = [], during: () throws -> Void = {}
+        _ pid: Int32, for window: Duration, options: [String] = [], during: (() throws -> Void)? = nil
     ) throws -> Report {
         let file = FileManager.default.temporaryDirectory.appending(path: "looplag-test-\(UUID().uuidString).json")
         defer { try? FileManager.default.removeItem(at: file) }
         let milliseconds = window.nanosecondCount / 1_000_000
         let child = try start(["record", "\(pid)", "--duration", "\(milliseconds)ms", "-o", file.path] + options)
         defer { child.end() }
-        _ = try child.wait(forOutput: "(measuring)")
-        try during()
+        if let during {
+            _ = try child.wait(forOutput: "(measuring)")
+            try during()
+        }
         let status = try child.exitStatus(within: window + .seconds(20))
         guard status == .exited(0) else {
             throw SpawnFailed(description: "looplag record ended with \(status): \(child.errors.text)")

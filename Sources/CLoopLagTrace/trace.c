@@ -1,0 +1,67 @@
+/* See the header. Any thread; no state. */
+#include "CLoopLagTrace.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int lag_result(long status) { return status < 0 ? errno : 0; }
+
+int lag_trace_seize(pid_t tid) { return lag_result(ptrace(PTRACE_SEIZE, tid, NULL, NULL)); }
+
+int lag_trace_interrupt(pid_t tid) { return lag_result(ptrace(PTRACE_INTERRUPT, tid, NULL, NULL)); }
+
+int lag_trace_detach(pid_t tid, int signal)
+{
+    return lag_result(ptrace(PTRACE_DETACH, tid, NULL, (void *)(intptr_t)signal));
+}
+
+pid_t lag_trace_wait(pid_t tid, int *status)
+{
+    /* __WALL: a thread is a clone child. */
+    return waitpid(tid, status, __WALL | WNOHANG);
+}
+
+int lag_trace_registers(pid_t tid, uint64_t registers[LAG_TRACE_REGISTERS], int64_t *call)
+{
+    struct user_regs_struct r;
+    memset(&r, 0, sizeof r);
+    if (ptrace(PTRACE_GETREGS, tid, NULL, &r) < 0)
+        return errno;
+    const uint64_t in_order[LAG_TRACE_REGISTERS] = {
+        r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8,
+        r.r9,  r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rip,
+    };
+    memcpy(registers, in_order, sizeof in_order);
+    *call = (int64_t)r.orig_rax;
+    return 0;
+}
+
+int lag_trace_set_result(pid_t tid, int64_t result)
+{
+    return lag_result(ptrace(PTRACE_POKEUSER, tid, (void *)offsetof(struct user, regs.rax), (void *)result));
+}
+
+ssize_t lag_trace_read(pid_t pid, uint64_t address, void *buffer, size_t count)
+{
+    struct iovec local = {buffer, count};
+    struct iovec remote = {(void *)(uintptr_t)address, count};
+    return process_vm_readv(pid, &local, 1, &remote, 1, 0);
+}
+
+int lag_trace_probe_close_range(void)
+{
+#ifdef SYS_close_range
+    /* Nothing is open up there, and without CLOSE_RANGE_UNSHARE nothing is unshared. */
+    return lag_result(syscall(SYS_close_range, UINT_MAX - 1, UINT_MAX, 0));
+#else
+    return ENOSYS;
+#endif
+}

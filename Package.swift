@@ -121,5 +121,7 @@ let package = Package(
         .testTarget(
             name: "LoopLagSymbolsTests", dependencies: ["LoopLagSymbols", "LoopLagModel"], exclude: ["Fixtures"],
             swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagAgentTests", dependencies: ["LoopLagAgent", "CLoopLag"], swiftSettings: strict),
     ]
 )

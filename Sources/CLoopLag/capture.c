@@ -7,8 +7,9 @@
  * A thread that is found running can enter a wait before the signal arrives. Waits of that kind (epoll_wait, poll,
  * nanosleep ...) return EINTR in spite of SA_RESTART. The handler finds that state in the interrupted registers (rax =
  * -EINTR right behind a `syscall`) and rewinds: instruction pointer back by two, rax = the call's number; the kernel
- * has kept every other argument register. So neither a result nor a sleep of the host changes. When a signal of the host's own
- * came in with ours, the kernel shows us that handler's entry instead, and nothing is rewound.
+ * has kept every other argument register. So neither a result nor a sleep of the host changes. When a signal of the
+ * host's own came in with ours, the kernel shows us that handler's entry instead, and nothing is rewound. From glibc 2.41
+ * on the number is not in the code any more: there such a wait ends with EINTR.
  */
 #include "internal.h"
 
@@ -186,7 +187,8 @@ int lag_capture_install(int first) {
 void lag_capture_let_in(void) {
     sigset_t mask, ours;
     if (capture_signal == 0 || pthread_sigmask(SIG_SETMASK, NULL, &mask) != 0) return;
-    bool is_dispatch = sigismember(&mask, SIGTERM) == 1 && sigismember(&mask, SIGALRM) == 1 && sigismember(&mask, SIGPROF) == 0;
+    bool is_dispatch = sigismember(&mask, SIGTERM) == 1 && sigismember(&mask, SIGALRM) == 1 &&
+                       sigismember(&mask, SIGPROF) == 0;
     if (!is_dispatch || sigismember(&mask, capture_signal) != 1) return;
     sigemptyset(&ours);
     sigaddset(&ours, capture_signal);

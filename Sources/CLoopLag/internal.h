@@ -45,7 +45,6 @@ LAG_ANY_THREAD void lag_loops_close(void);
 LAG_ANY_THREAD void lag_loops_resolve(void);
 LAG_ANY_THREAD void lag_life_set_header(struct lag_header *header);
 LAG_ANY_THREAD void lag_env_remember(void);
-LAG_ANY_THREAD void lag_thread_forget(void);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
 struct lag_thread *lag_thread_self(void);

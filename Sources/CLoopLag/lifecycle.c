@@ -31,7 +31,7 @@ static void begin_again_in_child(void) {
     /* The lock's owner may not exist here: a fresh mutex is the only safe one. */
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     memcpy(&scan_mutex, &fresh, sizeof fresh);
-    lag_thread_forget();
+    lag_thread_go_off_duty(); /* the parent's watchdog is not here */
     segment_path[0] = 0;
     segment_owner = 0;
     segment_header = NULL;

@@ -36,10 +36,11 @@ enum {
     /* What the handler needs beyond the kernel's own frame. */
     HANDLER_STACK_BYTES = 2048,
 };
+static const uint32_t CLAIMED = UINT32_MAX;
 
 /* Who has which slot. Private: the file may be written by any process of the same user, so nothing in it decides. */
 static struct tenancy {
-    uint32_t holder;      /* the tenant's generation; 0 = to let */
+    uint32_t holder;      /* the tenant's generation; 0 = to let, CLAIMED = about to get one */
     uint32_t takes_signal;
     uint64_t left_ns;     /* when the last tenant went, 0 = there was none */
     uint64_t reusable_ns; /* and from when on the next may come */
@@ -170,8 +171,8 @@ static bool has_room_for_handler(const struct lag_loop_slot *slot) {
     return slot->stack_low == 0 || slot->stack_high - slot->stack_low >= 4 * need;
 }
 
-/* A free slot, else the one that has been free longest. */
-static struct lag_loop_slot *claim_slot(uint32_t generation, uint64_t now, uint32_t *index) {
+/* A slot that never had a tenant, else the one that has been free longest. */
+static struct lag_loop_slot *claim_slot(uint64_t now, uint32_t *index) {
     /* Who loses a slot to another thread looks for the next one; more threads than slots cannot win before it. */
     for (uint32_t attempt = 0; attempt <= slot_count; attempt++) {
         uint32_t best = slot_count;
@@ -187,7 +188,7 @@ static struct lag_loop_slot *claim_slot(uint32_t generation, uint64_t now, uint3
         }
         if (best == slot_count) return NULL;
         uint32_t nobody = 0;
-        if (__atomic_compare_exchange_n(&tenancies[best].holder, &nobody, generation, false, __ATOMIC_ACQ_REL,
+        if (__atomic_compare_exchange_n(&tenancies[best].holder, &nobody, CLAIMED, false, __ATOMIC_ACQ_REL,
                                         __ATOMIC_ACQUIRE)) {
             *index = best;
             uint32_t used = __atomic_load_n(&slots_used, __ATOMIC_RELAXED);
@@ -205,14 +206,17 @@ static bool register_loop(struct lag_thread *self, int fd, uint32_t kind, uint64
     uint64_t now = lag_now();
     bool was_refused = self->slot == NULL && self->nested_check != 0;
     if (was_refused && now - self->nested_check < REFUSED_NS) return false;
-    uint32_t index, generation = __atomic_add_fetch(&last_generation, 1, __ATOMIC_RELAXED);
-    struct lag_loop_slot *slot = claim_slot(generation, now, &index);
+    uint32_t index;
+    struct lag_loop_slot *slot = claim_slot(now, &index);
     if (slot == NULL) {
         self->slot = NULL;
         self->nested_check = now;
         if (!was_refused) __atomic_fetch_add(&segment->loops_refused, 1, __ATOMIC_RELAXED); /* threads, not attempts */
         return false;
     }
+    /* Drawn with the slot in hand, so that a slot's generations only rise. */
+    uint32_t generation = __atomic_add_fetch(&last_generation, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&tenancies[index].holder, generation, __ATOMIC_RELEASE);
     uint32_t seq = slot->seq | 1;
     __atomic_store_n(&slot->seq, seq, __ATOMIC_RELEASE);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);

@@ -18,24 +18,21 @@
 #include <time.h>
 #include <unistd.h>
 
-/* One watchdog at a time: after a stop and a new start the old one may still be asleep, and both would use the one
- * capture slot. */
-static uint32_t watchdogs;
+static uint32_t on_duty;
 
-void lag_thread_forget(void) { __atomic_store_n(&watchdogs, 0, __ATOMIC_RELEASE); }
+bool lag_thread_go_on_duty(void) {
+    uint32_t nobody = 0;
+    return __atomic_compare_exchange_n(&on_duty, &nobody, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+void lag_thread_go_off_duty(void) { __atomic_store_n(&on_duty, 0, __ATOMIC_RELEASE); }
 
 static void (*watchdog_body)(void *);
 
 static void *run_thread(void *argument) {
     lag_thread_self()->in_setup = 1; /* whatever this thread waits in is nobody's loop */
     (void)prctl(PR_SET_NAME, "looplag");
-    uint32_t none = 0;
-    while (!__atomic_compare_exchange_n(&watchdogs, &none, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-        none = 0;
-        lag_sleep_until(lag_now() + 5 * 1000 * 1000);
-    }
     watchdog_body(argument);
-    __atomic_store_n(&watchdogs, 0, __ATOMIC_RELEASE);
     return NULL;
 }
 

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -64,4 +65,12 @@ int lag_trace_probe_close_range(void)
 #else
     return ENOSYS;
 #endif
+}
+
+int lag_trace_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+int lag_trace_epoll_wait(int descriptor, int milliseconds)
+{
+    struct epoll_event event;
+    return epoll_wait(descriptor, &event, 1, milliseconds);
 }

@@ -83,21 +83,21 @@ public enum Agent {
 }
 
 #if LOOPLAG_EMBEDDED
-/// The preload object's start-up (`-init`): resolves the real calls, reads its variables, returns.
-@_cdecl("lag_preload_init")
-public func preloadInit() { Agent.armPreloaded() }
+    /// The preload object's start-up (`-init`): resolves the real calls, reads its variables, returns.
+    @_cdecl("lag_preload_init")
+    public func preloadInit() { Agent.armPreloaded() }
 
-/// The preload object's end (`-fini`): a clean exit removes the segment.
-@_cdecl("lag_preload_exit")
-public func preloadExit() { lag_life_exit() }
+    /// The preload object's end (`-fini`): a clean exit removes the segment.
+    @_cdecl("lag_preload_exit")
+    public func preloadExit() { lag_life_exit() }
 
-/// Says that an agent is in this process, and which layout it writes.
-@_cdecl("lag_agent_abi")
-public func agentABI() -> UInt32 { UInt32(LAG_ABI_VERSION) }
+    /// Says that an agent is in this process, and which layout it writes.
+    @_cdecl("lag_agent_abi")
+    public func agentABI() -> UInt32 { UInt32(LAG_ABI_VERSION) }
 
-/// node's `process.dlopen` unloads an object that does not export this.
-@_cdecl("napi_register_module_v1")
-public func registerNodeModule(_ environment: UnsafeMutableRawPointer?, _ exports: UnsafeMutableRawPointer?)
-    -> UnsafeMutableRawPointer?
-{ exports }
+    /// node's `process.dlopen` unloads an object that does not export this.
+    @_cdecl("napi_register_module_v1")
+    public func registerNodeModule(_ environment: UnsafeMutableRawPointer?, _ exports: UnsafeMutableRawPointer?)
+        -> UnsafeMutableRawPointer?
+    { exports }
 #endif

@@ -127,7 +127,8 @@ struct Capture {
     }
 
     /// Says in the ring why a stall has no stack: a record without one.
-    mutating func explain(slot: Int, view: lag_loop_view, stall: UInt64, look: ThreadLook, reason: UInt32, now: UInt64) {
+    mutating func explain(slot: Int, view: lag_loop_view, stall: UInt64, look: ThreadLook, reason: UInt32, now: UInt64)
+    {
         var sample = lag_sample()
         sample.stall_id = stall
         sample.loop_index = UInt32(truncatingIfNeeded: slot)

@@ -232,7 +232,9 @@ struct LoopWatch {
         let ran = look.hasAccount && look.runTime > lastRun ? look.runTime &- lastRun : 0
         var kind = look.kind
         // Neither ran nor wanted to, and yet is not blocked: the whole process stood still.
-        if !isFirst, kind == Int(LAG_LOOK_ON_CPU), look.hasAccount, ran &+ waited < interval / 10, context.late > interval / 2 {
+        if !isFirst, kind == Int(LAG_LOOK_ON_CPU), look.hasAccount, ran &+ waited < interval / 10,
+            context.late > interval / 2
+        {
             kind = Int(LAG_LOOK_STOPPED)
         }
         lastRun = look.runTime

@@ -32,7 +32,8 @@ struct SampleRing {
     func hasRoom(stackBytes: Int) -> Bool { Self.total(stackBytes) <= size / 2 }
 
     private static func total(_ stackBytes: Int) -> UInt64 {
-        (UInt64(truncatingIfNeeded: MemoryLayout<lag_sample>.stride) &+ UInt64(truncatingIfNeeded: stackBytes) &+ 7) & ~7
+        (UInt64(truncatingIfNeeded: MemoryLayout<lag_sample>.stride) &+ UInt64(truncatingIfNeeded: stackBytes) &+ 7)
+            & ~7
     }
 
     /// Writes one record; `sample` has everything but magic, length and position.

@@ -1,4 +1,5 @@
-/// The agent's one thread: sleeps a quarter of the threshold, looks at every live loop, keeps the agent's own account.
+/// The agent's one thread: looks at every live loop whenever one could have reached the threshold, every quarter of it
+/// while a stall is open, and keeps the agent's own account.
 ///
 /// Runs with all signals blocked and with a descriptor table of its own. After its start it calls neither dlsym nor
 /// dladdr, and dl_iterate_phdr only under the scan lock that fork takes.
@@ -62,7 +63,24 @@ struct Watchdog {
         lag_memory_free(raw, MemoryLayout<Watchdog>.stride)
     }
 
+    /// False once the agent has been stopped, also if it has been started anew since.
+    private var isWanted: Bool { lag_life_state() != UInt32(LAG_LIFE_PARKED) && lag_life_epoch() == epoch }
+
     private mutating func watch() {
+        var isOnDuty = lag_thread_go_on_duty()
+        while !isOnDuty, isWanted {
+            lag_sleep_until(lag_clock_now() &+ Self.shortestPeriod)
+            isOnDuty = lag_thread_go_on_duty()
+        }
+        if isOnDuty {
+            keepWatch()
+            lag_thread_go_off_duty()
+        }
+        lag_store_u32(&context.segment.header.pointee.state, UInt32(LAG_STATE_PARKED))
+        release()
+    }
+
+    private mutating func keepWatch() {
         let header = context.segment.header
         header.pointee.watchdog_tid = lag_gettid()
         if !lag_thread_private_descriptors(context.segment.descriptor) {
@@ -70,7 +88,7 @@ struct Watchdog {
         }
         let isLinked = lag_life_mode() != UInt32(LAG_MODE_PRELOAD)
         var due = lag_clock_now()
-        while lag_life_state() != UInt32(LAG_LIFE_PARKED), lag_life_epoch() == epoch {
+        while isWanted {
             let now = lag_clock_now()
             context.late = now > due ? now &- due : 0
             if context.late > header.pointee.watchdog_late_max_ns { header.pointee.watchdog_late_max_ns = context.late }
@@ -95,10 +113,11 @@ struct Watchdog {
             lag_store_u64(&header.pointee.heartbeat_ns, now)
             header.pointee.watchdog_ticks &+= 1
 
-            let quarter = context.threshold / 4
+            // What has not begun yet cannot reach the threshold before a whole one has passed.
+            let wish = hasStall ? context.threshold / 4 : context.threshold
             let period =
-                quarter < Self.shortestPeriod
-                ? Self.shortestPeriod : (quarter > Self.longestPeriod ? Self.longestPeriod : quarter)
+                wish < Self.shortestPeriod
+                ? Self.shortestPeriod : (wish > Self.longestPeriod ? Self.longestPeriod : wish)
             due = now &+ period
             // An iteration that runs now is looked at when it reaches the threshold, not up to a period later.
             if context.nextDeadline < due {
@@ -109,8 +128,6 @@ struct Watchdog {
             if due < done { due = done }
             lag_sleep_until(due)
         }
-        lag_store_u32(&header.pointee.state, UInt32(LAG_STATE_PARKED))
-        release()
     }
 
     private var hasStall: Bool {

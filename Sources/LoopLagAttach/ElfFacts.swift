@@ -6,7 +6,7 @@
 
 import Glibc
 
-public struct ElfFacts: Sendable {
+public struct ElfFacts {
     struct Section {
         var name: String
         var type: UInt64

@@ -83,6 +83,12 @@ public struct MemoryMap: Sendable {
         return mappings[low]
     }
 
+    /// Every file of which code is mapped, once.
+    public var executableFiles: [String] {
+        var seen: Set<String> = []
+        return mappings.filter { $0.isExecutable && $0.path.hasPrefix("/") }.map(\.path).filter { seen.insert($0).inserted }
+    }
+
     /// The mapped ELF files that hold code.
     public func modules(memory: ProcessMemory) -> [ModuleRecord] {
         var result: [ModuleRecord] = []

@@ -38,6 +38,16 @@ public struct StackCapture: Sendable {
         self.mayStop = mayStop
     }
 
+    /// Why threads of this process cannot be stopped; nil when they can. Stops this one for an instant.
+    public static func stopRefusal(tid: Int32) -> String? {
+        do throws(TraceFailure) {
+            _ = try ThreadTrace.take(tid: tid, memory: ProcessMemory(pid: tid), deadline: deadline) { _ in 0 }
+            return nil
+        } catch {
+            return error.reason
+        }
+    }
+
     /// One thread, now. Always an answer: a sample without a stack says why.
     public func capture(_ thread: ThreadFacts, atMost bytes: Int = usualBytes) -> CapturedThread {
         var blocked: SyscallLook?

@@ -20,9 +20,12 @@ enum Bench {
         ("requests", { RequestCost.measure(into: &$0, $1) }),
         ("stalls", { StallCost.measure(into: &$0, $1) }),
         ("symbols", { SymbolCost.measure(into: &$0, $1) }),
-        ("attach", { table, _ in
-            table.skip("attach: target thread stopped", because: "no verb attaches yet", bar: "<= 2 ms")
-        }),
+        (
+            "attach",
+            { table, _ in
+                table.skip("attach: target thread stopped", because: "no verb attaches yet", bar: "<= 2 ms")
+            }
+        ),
     ]
 
     static func main() {

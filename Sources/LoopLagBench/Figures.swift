@@ -16,6 +16,15 @@ struct Figures {
     var most: Double { sorted.last ?? 0 }
     var median: Double { at(0.5) }
 
+    /// Where the true median lies with 95 % confidence, by ranks: no assumption about the shape of the noise.
+    var medianInterval: ClosedRange<Double> {
+        guard !sorted.isEmpty else { return 0...0 }
+        let half = 0.98 * Double(sorted.count).squareRoot()
+        let low = Int((Double(sorted.count) / 2 - half).rounded(.down))
+        let high = Int((Double(sorted.count) / 2 + half).rounded(.up))
+        return sorted[max(0, low)]...sorted[min(sorted.count - 1, high)]
+    }
+
     /// The nearest-rank quantile; 0 for an empty set.
     func at(_ quantile: Double) -> Double {
         guard !sorted.isEmpty else { return 0 }
@@ -24,7 +33,7 @@ struct Figures {
     }
 }
 
-/// Two digits after the point, three for ratios near one.
+/// A decimal number with a fixed count of digits after the point.
 func rounded(_ value: Double, digits: Int = 2) -> String {
     guard value.isFinite, abs(value) < 1e15 else { return "?" }
     var scale = 1
@@ -36,8 +45,14 @@ func rounded(_ value: Double, digits: Int = 2) -> String {
     return sign + String(whole / scale) + "." + String(repeating: "0", count: digits - fraction.count) + fraction
 }
 
-func microseconds(_ nanoseconds: Double) -> String { rounded(nanoseconds / 1e3, digits: nanoseconds < 1e5 ? 1 : 0) + " us" }
-func milliseconds(_ nanoseconds: Double) -> String { rounded(nanoseconds / 1e6, digits: nanoseconds < 1e8 ? 2 : 0) + " ms" }
+func microseconds(_ nanoseconds: Double) -> String {
+    rounded(nanoseconds / 1e3, digits: nanoseconds < 1e5 ? 1 : 0) + " us"
+}
+
+func milliseconds(_ nanoseconds: Double) -> String {
+    rounded(nanoseconds / 1e6, digits: nanoseconds < 1e8 ? 2 : 0) + " ms"
+}
+
 func mebibytes(_ bytes: Double) -> String { rounded(bytes / 1_048_576, digits: 1) + " MiB" }
 
 func systemReason(_ code: Int32) -> String { String(cString: strerror(code)) }

@@ -7,7 +7,8 @@ import Glibc
 import LoopLagAgent
 
 enum HookCost {
-    private static let rounds = 9
+    /// Short rounds and many: between two turns of somebody else on the core, some of each kind run undisturbed.
+    private static let calls = 10_000
     private static let what = "hook cost per iteration"
     private static let bar = "<= 1.3 x two clock_gettime"
 
@@ -15,7 +16,7 @@ enum HookCost {
     private typealias Create = @convention(c) (Int32) -> Int32
 
     static func measure(into table: inout Table, _ plan: Plan) {
-        let calls = plan.isQuick ? 30_000 : 100_000
+        let rounds = plan.isQuick ? 30 : 100
         lag_hooks_resolve(true)
         guard let (real, hook) = functions(named: "epoll_wait"), let (create, _) = functions(named: "epoll_create1")
         else {
@@ -38,9 +39,9 @@ enum HookCost {
         var clock: [Double] = []
         var hooked: [Double] = []
         for _ in 0..<rounds {
-            plain.append(perCall(calls) { _ = plainWait(descriptor, &event, 1, 0) })
-            clock.append(perCall(calls) { readClock() })
-            hooked.append(perCall(calls) { _ = hookedWait(descriptor, &event, 1, 0) })
+            plain.append(perCall { _ = plainWait(descriptor, &event, 1, 0) })
+            clock.append(perCall { readClock() })
+            hooked.append(perCall { _ = hookedWait(descriptor, &event, 1, 0) })
         }
         // The least of each: noise on a shared machine only ever adds.
         let cost = Figures(hooked).least - Figures(plain).least
@@ -48,7 +49,8 @@ enum HookCost {
         table.add(what, "\(rounded(cost)) ns = \(rounded(ratio)) x two clock reads", bar: bar, holds: ratio <= 1.3)
     }
 
-    private static func functions(named name: String) -> (real: UnsafeMutableRawPointer, hook: UnsafeMutableRawPointer)? {
+    private static func functions(named name: String) -> (real: UnsafeMutableRawPointer, hook: UnsafeMutableRawPointer)?
+    {
         var count = 0
         guard let rows = lag_hooks(&count) else { return nil }
         for row in UnsafeBufferPointer(start: rows, count: count) where String(cString: row.name) == name {
@@ -64,7 +66,7 @@ enum HookCost {
     }
 
     /// Nanoseconds.
-    private static func perCall(_ calls: Int, _ body: () -> Void) -> Double {
+    private static func perCall(_ body: () -> Void) -> Double {
         let start = now()
         for _ in 0..<calls { body() }
         return Double(now() - start) / Double(calls)

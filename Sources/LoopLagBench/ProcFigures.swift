@@ -51,7 +51,9 @@ enum ProcFigures {
     /// A `Name:   1234 kB` line, in bytes.
     static func kibibytes(_ name: String, in path: String) -> UInt64? {
         for line in (readFile(path) ?? "").split(separator: "\n") where line.hasPrefix(name) {
-            return line.dropFirst(name.count).split(separator: " ").first.flatMap { UInt64($0) }.map { $0 * 1024 }
+            return line.dropFirst(name.count).split(whereSeparator: \.isWhitespace).first.flatMap { UInt64($0) }.map {
+                $0 * 1024
+            }
         }
         return nil
     }
@@ -60,18 +62,6 @@ enum ProcFigures {
         var buffer = [CChar](repeating: 0, count: 4096)
         let count = readlink("/proc/\(pid)/exe", &buffer, buffer.count)
         return count > 0 ? String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self) : nil
-    }
-
-    /// The executable mappings of one file.
-    static func code(of pid: pid_t, file: String) -> [Range<UInt64>] {
-        var result: [Range<UInt64>] = []
-        for line in (readFile("/proc/\(pid)/maps", atMost: 16 << 20) ?? "").split(separator: "\n") {
-            let fields = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
-            guard fields.count == 6, fields[1].dropFirst(2).first == "x", fields[5] == file else { continue }
-            let ends = fields[0].split(separator: "-").compactMap { UInt64($0, radix: 16) }
-            if ends.count == 2, ends[0] < ends[1] { result.append(ends[0]..<ends[1]) }
-        }
-        return result
     }
 
     static func size(of path: String) -> Int? {

@@ -11,19 +11,16 @@ enum RequestCost {
 
     static func measure(into table: inout Table, _ plan: Plan) {
         for kind in [ServerKind.node, .nio] {
-            let what = "CPU per request, \(kind.rawValue), agent on/off"
-            table.attempt(what, bar: "within the off/off control") { (table) throws(BenchError) in
+            let what = "CPU per request, \(kind.rawValue), on/off"
+            let bar = "not above the off/off control"
+            table.attempt(what, bar: bar) { (table) throws(BenchError) in
                 let turns = try Turns(kind, plan)
                 let on = Figures(turns.on)
                 let off = Figures(turns.off)
                 guard !on.isEmpty, !off.isEmpty else { throw BenchError("no round was measured") }
-                let least = off.at(0.05)
-                let most = off.at(0.95)
                 table.add(
-                    what,
-                    "\(ratio(on.median)), off/off \(ratio(off.median)) (\(ratio(least)) to \(ratio(most))), "
-                        + "\(microseconds(turns.perRequest)) each",
-                    bar: "within the off/off control", holds: on.median <= max(most, 1))
+                    what, "\(interval(on)), off/off \(interval(off)), \(microseconds(turns.perRequest)) each", bar: bar,
+                    holds: on.medianInterval.lowerBound <= max(off.medianInterval.upperBound, 1))
                 let name = "instructions per request, \(kind.rawValue), on/off"
                 switch turns.instructions {
                 case .success(let values) where !values.isEmpty:
@@ -34,6 +31,12 @@ enum RequestCost {
                 }
             }
         }
+    }
+
+    /// The median, and where it may lie.
+    private static func interval(_ figures: Figures) -> String {
+        let range = figures.medianInterval
+        return "\(ratio(figures.median)) (\(ratio(range.lowerBound)) to \(ratio(range.upperBound)))"
     }
 
     private static func ratio(_ value: Double) -> String { rounded(value, digits: 3) }

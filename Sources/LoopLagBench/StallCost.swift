@@ -37,38 +37,60 @@ enum StallCost {
             table.skip(what, because: "no sample was taken by signal", bar: bar)
         } else {
             table.add(
-                what, "p50 \(microseconds(pauses.median)), p99 \(microseconds(pauses.at(0.99))), \(pauses.count) samples",
+                what,
+                "p50 \(microseconds(pauses.median)), p99 \(microseconds(pauses.at(0.99))), \(pauses.count) samples",
                 bar: bar, holds: pauses.median <= limit)
         }
 
-        let spins = run.episodes.filter { !$0.wasBlocked }
+        let spins = run.episodes.filter { !$0.wasBlocked && $0.stall.duration <= StallRun.longestDense }
+        let denseStalls = Set(spins.map(\.stall.id))
+        let dense = taken.filter { denseStalls.contains($0.stallID) }.count
         let due = spins.reduce(0) { $0 + StallRun.due($1.stall) }
         let stalled = spins.reduce(0.0) { $0 + $1.stall.duration.secondsAsDouble }
         if due > 0, stalled > 0 {
-            let drops = run.telemetry.latest.agent.samplesDropped.sorted { $0.key < $1.key }
+            let agent = run.telemetry.latest.agent
+            let drops = agent.samplesDropped.sorted { $0.key < $1.key }
                 .map { "\($0.key) \($0.value)" }.joined(separator: ", ")
             table.note(
                 "samples taken, \(kind.rawValue) spinning",
-                "\(taken.count) of \(due) due, \(rounded(Double(taken.count) / stalled, digits: 0)) a second of stall; "
-                    + "dropped: \(drops.isEmpty ? "none" : drops)")
+                "\(dense) of \(due) due, \(rounded(Double(dense) / stalled, digits: 0)) a second of stall; "
+                    + "dropped: \(drops.isEmpty ? "none" : drops); "
+                    + "agent \(rounded(agentShare(run))) % of a core"
+                    + (agent.degraded.contains("budget") ? ", backing off" : "")
+            )
         }
 
-        let blocked = run.samples(ofBlocked: true).filter { $0.noStackReason == nil }
-        let what2 = "pause per sample, \(kind.rawValue) blocked"
-        if blocked.isEmpty {
-            table.skip(what2, because: "no sample was taken of a blocked thread", bar: "0")
-        } else {
-            let most = Figures(blocked.map { nanoseconds($0.pause) }).most
-            let count = blocked.filter { $0.method == .signal }.count
-            table.add(
-                what2, "\(microseconds(most)) at most, \(count) signals, \(blocked.count) samples", bar: "0, no signal",
-                holds: most == 0 && count == 0)
+        addBlocked(run, kind, &table)
+    }
+
+    /// A thread that is blocked in a call is read from outside: no pause, no signal, and the call lasts as long as it should.
+    private static func addBlocked(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
+        let what = "pause per sample, \(kind.rawValue) blocked"
+        // The handler also runs, before and after its call.
+        let samples = run.samples(ofBlocked: true).filter { $0.noStackReason == nil && $0.threadState != "R" }
+        guard !samples.isEmpty else {
+            table.skip(what, because: "no sample was taken of a blocked thread", bar: "0")
+            return
         }
+        let most = Figures(samples.map { nanoseconds($0.pause) }).most
+        let signals = samples.count { $0.method == .signal }
+        // Clocks of runtimes count in milliseconds.
+        let cut = run.episodes.count { $0.wasBlocked && $0.measured < $0.asked - .milliseconds(1) }
+        table.add(
+            what,
+            "\(microseconds(most)) at most, \(signals) signals, \(samples.count) samples, \(cut) calls cut short",
+            bar: "0, no signal", holds: most == 0 && signals == 0 && cut == 0)
+    }
+
+    /// The agent's CPU time while the server spun, in per cent; its account is renewed once a second.
+    private static func agentShare(_ run: StallRun) -> Double {
+        let window = nanoseconds(run.last.takenAt.since(run.first.takenAt))
+        return window > 0 ? nanoseconds(run.last.agent.cpu - run.first.agent.cpu) / window * 100 : 0
     }
 
     private static func addTruth(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
         let seenBar = "<= threshold/4 + 50 ms, while it runs"
-        let what = "stall seen after its threshold, \(kind.rawValue)"
+        let what = "stall seen, after its threshold, \(kind.rawValue)"
         guard !run.episodes.isEmpty else {
             table.skip(what, because: "no stall was recorded", bar: seenBar)
             return
@@ -80,25 +102,44 @@ enum StallCost {
                 }
             })
         let late = run.episodes.count - seen.count + run.unrecorded
-        let limit = nanoseconds(StallRun.threshold / 4) + 50e6
+        let limit = StallRun.threshold / 4 + .milliseconds(50)
+        // One that ends before the limit may be told after its end; a watchdog that the machine kept from its core says so.
+        var starved = 0
+        var missed = 0
+        for episode in run.episodes where episode.stall.duration > StallRun.threshold + limit {
+            let end = episode.stall.start.advanced(by: StallRun.threshold + limit)
+            guard episode.stall.detectedAt.map({ $0 > end }) ?? true else { continue }
+            let excused = end.advanced(by: episode.stall.evidence.watchdogLate)
+            if episode.stall.detectedAt.map({ $0 <= excused }) ?? false { starved += 1 } else { missed += 1 }
+        }
         table.add(
             what,
             "p50 \(milliseconds(seen.median)), most \(milliseconds(seen.most)); \(late) of "
-                + "\(run.episodes.count + run.unrecorded) only after their end",
-            bar: seenBar, holds: seen.most <= limit && late == 0)
+                + "\(run.episodes.count + run.unrecorded) after their end"
+                + (starved > 0 ? "; watchdog starved \(starved) times" : ""),
+            bar: seenBar, holds: missed == 0 && run.unrecorded == 0)
 
-        let errors = run.episodes.map { episode in
-            (
-                error: abs(nanoseconds(episode.stall.duration) - nanoseconds(episode.measured)),
-                allowed: max(nanoseconds(episode.measured) * 0.03, 5e6)
-            )
-        }
-        let sizes = Figures(errors.map(\.error))
+        let errors = Figures(run.episodes.map { abs(nanoseconds($0.stall.duration) - nanoseconds($0.measured)) })
         table.add(
             "stall duration, error, \(kind.rawValue)",
-            "p50 \(microseconds(sizes.median)), most \(microseconds(sizes.most)) of 30 to 90 ms",
-            bar: "<= max(3 %, 5 ms) of the handler's clock", holds: errors.allSatisfy { $0.error <= $0.allowed })
+            "p50 \(microseconds(errors.median)), p90 \(microseconds(errors.at(0.9))) of 35 to 155 ms; "
+                + "\(run.episodes.count { isLonger($0) }) of \(errors.count) longer than that, "
+                + "\(run.episodes.count { isShorter($0) }) shorter",
+            bar: "p90 <= max(3 %, 5 ms), none shorter",
+            holds: errors.at(0.9) <= 5e6 && !run.episodes.contains { isShorter($0) })
         addDelay(run, kind, &table)
+    }
+
+    private static func allowed(_ episode: StallRun.Episode) -> Double {
+        max(nanoseconds(episode.measured) * 0.03, 5e6)
+    }
+
+    private static func isLonger(_ episode: StallRun.Episode) -> Bool {
+        nanoseconds(episode.stall.duration) > nanoseconds(episode.measured) + allowed(episode)
+    }
+
+    private static func isShorter(_ episode: StallRun.Episode) -> Bool {
+        nanoseconds(episode.stall.duration) < nanoseconds(episode.measured) - allowed(episode)
     }
 
     /// The delay that one arrival in ten (and one in a hundred) exceeds, from the handlers' clock and from the histogram.
@@ -109,6 +150,14 @@ enum StallCost {
             spins.allSatisfy({ $0.stall.loop == loop }),
             let after = run.last.loops.first(where: { $0.id == loop })
         else { return }
+        let preempted = spins.count { isLonger($0) }
+        guard preempted == 0 else {
+            table.skip(
+                "delay, error, \(kind.rawValue)",
+                because: "\(preempted) iterations lost their core outside of the handler, its clock is no witness",
+                bar: "<= max(3 %, 5 ms)")
+            return
+        }
         let before = run.first.loops.first { $0.id == loop }?.histogram ?? IterationHistogram()
         var counts = after.histogram.since(before).counts
         for spin in spins {
@@ -150,7 +199,9 @@ enum StallCost {
         guard let opening = samples.first else { return }
         let start = now()
         _ = decoder.decode(opening)
-        table.note("first sample of a server, \(kind.rawValue)", "\(milliseconds(Double(now() - start))) with reading its files")
+        table.note(
+            "first sample of a server, \(kind.rawValue)",
+            "\(milliseconds(Double(now() - start))), its files read for the first time")
 
         var unwound: [Double] = []
         var reconstructed: [Double] = []
@@ -161,11 +212,12 @@ enum StallCost {
             frames.append(Double(stack.frames.count))
             if !stack.isTruncated { rooted += 1 }
             // The least of five: noise on a shared machine only ever adds.
-            let least = (0..<5).map { _ in
-                let start = now()
-                _ = decoder.decode(sample)
-                return Double(now() - start)
-            }.min() ?? 0
+            let least =
+                (0..<5).map { _ in
+                    let start = now()
+                    _ = decoder.decode(sample)
+                    return Double(now() - start)
+                }.min() ?? 0
             if stack.method == .passiveReconstructed { reconstructed.append(least) } else { unwound.append(least) }
         }
         let warm = Figures(unwound)

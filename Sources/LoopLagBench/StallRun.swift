@@ -11,12 +11,18 @@ final class StallRun {
     /// Low, so that short stalls give many samples; the watchdog looks every 5 ms then, and samples every 10.
     static let thresholdMilliseconds = 20
     static let threshold = Duration.milliseconds(thresholdMilliseconds)
-    /// Up to its eighth sample of a stall the agent keeps the dense rhythm; these lengths stay within it.
-    private static let lengths = [30, 60, 90]
+    /// The longest outlasts the bar for being seen, a quarter of the threshold and 50 ms after it.
+    /// None ends in the moment in which a sample falls due.
+    private static let lengths = [35, 65, 95, 155]
+    /// Up to its eighth sample of a stall the agent keeps the dense rhythm.
+    static let longestDense = Duration.milliseconds(99)
 
     struct Episode {
         var wasBlocked: Bool
-        /// By the handler's own clock.
+        /// How long the handler was to spin or to block.
+        var asked: Duration
+        /// By the handler's own clock. The iteration is this and what the server does round it; on a busy machine also
+        /// the time for which it lost its core before and after, so it may be longer and never shorter.
         var measured: Duration
         var stall: StallRecord
     }
@@ -42,15 +48,15 @@ final class StallRun {
         _ = try poll()
         samples = []
         first = telemetry.latest
-        for turn in 0..<(plan.isQuick ? 12 : 45) {
+        for turn in 0..<(plan.isQuick ? 12 : 48) {
             let length = Self.lengths[turn % Self.lengths.count]
-            try stall(connection, .spin(milliseconds: length), wasBlocked: false)
+            try stall(connection, .spin(milliseconds: length), length, wasBlocked: false)
         }
         _ = try poll()
         last = telemetry.latest
-        for turn in 0..<(plan.isQuick ? 6 : 18) {
+        for turn in 0..<(plan.isQuick ? 8 : 20) {
             let length = Self.lengths[turn % Self.lengths.count]
-            try stall(connection, .block(milliseconds: length), wasBlocked: true)
+            try stall(connection, .block(milliseconds: length), length, wasBlocked: true)
         }
         _ = try poll()
     }
@@ -66,7 +72,11 @@ final class StallRun {
         1 + Int(max(0, (stall.duration - threshold).nanosecondCount) / (threshold / 2).nanosecondCount)
     }
 
-    private func stall(_ connection: Connection, _ wish: Wish, wasBlocked: Bool) throws(BenchError) {
+    private func stall(
+        _ connection: Connection, _ wish: Wish, _ length: Int, wasBlocked: Bool
+    ) throws(BenchError) {
+        // Stalls without a pause would spend the agent's CPU budget, and it would sample less often.
+        pause(milliseconds: 250)
         let asked = MonotonicTime(nanoseconds: now())
         try connection.send(server.speech.request(wish))
         let answer = try connection.answer(within: 10) { () throws(BenchError) in }
@@ -82,7 +92,10 @@ final class StallRun {
             unrecorded += 1
             return
         }
-        episodes.append(Episode(wasBlocked: wasBlocked, measured: .nanoseconds(Int64(blocked)), stall: found))
+        episodes.append(
+            Episode(
+                wasBlocked: wasBlocked, asked: .milliseconds(length), measured: .nanoseconds(Int64(blocked)),
+                stall: found))
     }
 
     /// Stalls that have closed since the last look.

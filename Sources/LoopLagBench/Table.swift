@@ -51,7 +51,8 @@ struct Table {
         let figure = rows.map(\.figure.count).filter { $0 <= 76 }.max() ?? 0
         return rows.map { row in
             let line =
-                padded(row.what, what) + "  " + padded(row.verdict.rawValue, 4) + "  " + padded(row.figure, figure) + "  "
+                padded(row.what, what) + "  " + padded(row.verdict.rawValue, 4) + "  " + padded(row.figure, figure)
+                + "  "
                 + row.bar
             return String(line.reversed().drop { $0 == " " }.reversed())
         }.joined(separator: "\n")

@@ -91,7 +91,9 @@ enum SwiftName {
         let end = text[hash.upperBound...].firstIndex { !$0.isNumber } ?? text.endIndex
         let name = text[..<hash.lowerBound]
         let head = text[..<end]
-        if name == "closure" || name == "implicit closure" || name.hasSuffix(" closure") { return String(head) }
+        if name.hasPrefix("$") || name == "closure" || name == "implicit closure" || name.hasSuffix(" closure") {
+            return String(head)
+        }
         // A local function keeps its labels: "inner #2 (x: A)" is inner(x:) #2.
         let rest = text[end...]
         guard let open = rest.firstIndex(of: "("), let close = matching(rest[open...]) else { return String(head) }

@@ -1,7 +1,7 @@
 /// Keeps what addresses of a file meant from one run to the next: one small file per build ID in the user's cache.
 ///
 /// Who calls it: ModuleFile, with SymbolLock held. An entry is keyed by build ID, size and owner of the file, for a
-/// process can give its own file the build ID of another; and it is valid only for the debug file that it was made with.
+/// process can give its own file the build ID of another; and it is valid only for the debug file it was made with.
 /// It is bounded (entries a file, bytes in all, the oldest files go first), written at once under another name and
 /// renamed, private to the user, and never followed through a link. Losing it costs time, nothing else: no error of it
 /// reaches anyone.

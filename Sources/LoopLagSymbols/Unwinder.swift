@@ -1,8 +1,8 @@
 /// Unwinds one copied stack with libunwind, from the modules' own unwind tables.
 ///
 /// Who calls it: StackDecoder, on its thread; not reentrant. libunwind sees the target only through the accessors here:
-/// the stack copy, the registers, and the bytes of the modules' files. Every answer is bounded: a decode has a budget of
-/// reads and of frames, so that no stack and no unwind table, however hostile, keeps it from ending.
+/// the stack copy, the registers, and the bytes of the modules' files. Every answer is bounded: a decode has a budget
+/// of reads and of frames, so that no stack and no unwind table, however hostile, keeps it from ending.
 
 import CLibunwind
 import LoopLagModel

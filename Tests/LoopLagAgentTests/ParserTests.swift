@@ -95,16 +95,41 @@ struct ParserTests {
         }
     }
 
-    @Test("/proc tells the truth about this very thread")
-    func ownThread() throws {
+    @Test("/proc tells a running thread from a sleeping one")
+    func runningAndSleeping() throws {
         let scratch = try #require(Scratch.make())
         defer { scratch.release() }
+        let tid = Locked<Int32>(0)
+        let mayRun = Locked(true)
+        let mayEnd = Locked(false)
+        let thread = try TestThread {
+            tid.set(lag_gettid())
+            while mayRun.value { spin(nanoseconds: 50_000) }
+            while !mayEnd.value { lag_sleep_until(lag_clock_now() + 2_000_000) }
+        }
+        defer {
+            mayEnd.set(true)
+            thread.join()
+        }
         var isReadable = true
-        let look = ThreadLook.at(lag_gettid(), scratch, syscallReadable: &isReadable)
-        #expect(look.place == .running)
-        #expect(look.state == UInt8(ascii: "R"))
-        #expect(look.hasAccount && look.runTime > 0)
-        #expect(!ThreadLook.blocksSignal(lag_gettid(), lag_signal_default(), scratch))
+        var look = ThreadLook(place: .gone, state: 0)
+        func sees(_ wanted: (ThreadLook.Place) -> Bool) -> Bool {
+            eventually {
+                guard tid.value != 0 else { return false }
+                look = ThreadLook.at(tid.value, scratch, syscallReadable: &isReadable)
+                return wanted(look.place)
+            }
+        }
+        #expect(sees { $0 == .running })
+        #expect(look.state == UInt8(ascii: "R") && look.hasAccount)
+        #expect(!ThreadLook.blocksSignal(tid.value, lag_signal_default(), scratch))
+        mayRun.set(false)
+        #expect(sees { $0 == .inCall(230) })
+        #expect(look.stackPointer > 0x1000 && look.programCounter > 0x1000)
+        var channel = [UInt8](repeating: 0x7f, count: 33)
+        ThreadLook.waitChannel(tid.value, scratch, into: &channel)
+        #expect(channel[32] == 0x7f && channel[..<32].contains(0))
+        #expect(isReadable)
     }
 
     @Test("A thread that has ended is gone, and nothing else is")
@@ -281,7 +306,8 @@ struct ByteBuilderTests {
     func randomDecimals() {
         var generator = SeededGenerator(state: 7)
         for _ in 0..<2_000 {
-            let value = UInt64.random(in: 0...UInt64.max, using: &generator) >> UInt64.random(in: 0...63, using: &generator)
+            let value =
+                UInt64.random(in: 0...UInt64.max, using: &generator) >> UInt64.random(in: 0...63, using: &generator)
             #expect(build(capacity: 64) { $0.append(decimal: value) }.text == String(value))
         }
     }

@@ -75,6 +75,10 @@ final class TestThread {
             &thread, &attributes,
             { raw in
                 guard let raw else { return nil }
+                // Threads of libdispatch, on which tests may run, block all signals and hand that down.
+                var none = sigset_t()
+                sigemptyset(&none)
+                pthread_sigmask(SIG_SETMASK, &none, nil)
                 Unmanaged<Body>.fromOpaque(raw).takeRetainedValue().run()
                 return nil
             }, body.toOpaque())

@@ -88,6 +88,7 @@ struct StackCaptureTests {
         let host = try Impatient()
         let memory = ProcessMemory(pid: host.pid)
         let threads = host.threads
+        try #require(threads.count == 15)
         var calls: [Int: Int] = [:]
         for _ in 0..<120 {
             for thread in threads {
@@ -105,7 +106,7 @@ struct StackCaptureTests {
 
     @Test("A signal that is due when a wait is stopped still interrupts it")
     func signalsStillInterrupt() throws {
-        // The host of this test is a python: its handler writes, and its epoll wait goes on after it by itself.
+        // A python counts them; a test's thread blocks most signals, and a child inherits that.
         let host = Process()
         let output = Pipe()
         host.executableURL = URL(filePath: "/usr/bin/env")
@@ -117,6 +118,7 @@ struct StackCaptureTests {
             def handler(number, frame):
                 global count
                 count += 1
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             signal.signal(signal.SIGUSR1, handler)
             signal.signal(signal.SIGTERM, lambda n, f: (os.write(1, b"%d\\n" % count), os._exit(0)))
             os.write(1, b"ready\\n")
@@ -150,8 +152,9 @@ struct StackCaptureTests {
         let taken = StackCapture(pid: getpid(), map: map).capture(nobody)
         #expect(taken.sample.stack.isEmpty)
         #expect(taken.sample.noStackReason != nil)
+        let memory = ProcessMemory(pid: getpid())
         #expect(throws: TraceFailure.self) {
-            try ThreadTrace.take(tid: 0x3fff_fff0, memory: ProcessMemory(pid: getpid()), deadline: .seconds(1)) { _ in 8 }
+            _ = try ThreadTrace.take(tid: 0x3fff_fff0, memory: memory, deadline: .seconds(1)) { _ in 8 }
         }
     }
 }
@@ -192,20 +195,17 @@ struct ThreadFactsTests {
         #expect(mappings.last?.path == "[stack]")
     }
 
-    @Test("Our own modules are found with the load address that the dynamic linker gave them")
+    @Test("Our own modules are found, each once, with build ID and load address")
     func ownModules() throws {
         let map = try #require(MemoryMap.read(pid: getpid()))
         let modules = map.modules(memory: ProcessMemory(pid: getpid()))
-        var found = Dl_info()
-        let symbol = try #require(dlsym(nil, "qsort"))
-        try #require(dladdr(symbol, &found) != 0)
-        let base = UInt64(UInt(bitPattern: found.dli_fbase))
-        let libc = try #require(modules.first { $0.path.contains("libc.so") || $0.path.contains("libc-") })
-        #expect(libc.start == base)
-        #expect(libc.loadBias == base)
+        let symbol = UInt64(UInt(bitPattern: try #require(dlsym(nil, "qsort"))))
+        let libc = try #require(modules.first { $0.start <= symbol && symbol < $0.end })
+        #expect(libc.path.contains("libc"))
+        // The C library is linked at address zero.
+        #expect(libc.loadBias == libc.start)
         #expect(libc.buildID.count == 20)
-        #expect(libc.start...libc.end ~= UInt64(UInt(bitPattern: symbol)))
-        #expect(modules.contains(where: \.isVDSO))
+        #expect(modules.contains { $0.isVDSO })
         #expect(Set(modules.map(\.start)).count == modules.count)
     }
 }

@@ -39,7 +39,7 @@ final class Host {
 
     struct Failure: Error { var output: String }
 
-    /// Starts `command` and waits until a line of its output contains `ready`.
+    /// Starts `command` and waits until its output contains `ready`, if that is not empty.
     init(_ command: [String], until ready: String) throws {
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
         process.arguments = command
@@ -48,11 +48,21 @@ final class Host {
         process.standardInput = FileHandle.nullDevice
         try withUnblockedSignals { try process.run() }
         var seen = ""
-        while !seen.contains(ready) {
+        while !ready.isEmpty, !seen.contains(ready) {
             let data = output.fileHandleForReading.availableData
             guard !data.isEmpty else { throw Failure(output: seen) }
             seen += String(decoding: data, as: UTF8.self)
         }
+    }
+
+    /// Waits until the main thread is in a state of /proc/PID/stat.
+    func waitUntil(state: Character) throws -> Bool {
+        for _ in 0..<200_000 {
+            let stat = try String(contentsOfFile: "/proc/\(pid)/task/\(pid)/stat", encoding: .utf8)
+            if stat.split(separator: ")").last?.split(separator: " ").first?.first == state { return true }
+            sched_yield()
+        }
+        return false
     }
 
     /// Waits until every thread of the process sleeps in the kernel.

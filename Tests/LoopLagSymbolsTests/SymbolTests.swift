@@ -134,6 +134,27 @@ import Testing
         #expect(decoder.decode(frozen.threads[0].sample()).frames.contains { $0.module == "blocked" })
     }
 
+    @Test(
+        "A binary that only the process's own mount namespace shows is read through it",
+        .enabled(if: geteuid() == 0, "a private mount namespace needs privileges"))
+    func mountNamespace() throws {
+        let workshop = try Workshop()
+        let program = try workshop.compile("blocked.c", ["cc", "-O1", "-g", "-w", "-pthread"])
+        let folder = workshop.folder.appendingPathComponent("private").path
+        try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
+        let host = try Host(
+            [
+                "unshare", "--mount", "sh", "-c",
+                "mount -t tmpfs none '\(folder)' && cp '\(program)' '\(folder)/inside' && exec '\(folder)/inside'",
+            ], until: "ready")
+        let frozen = try FrozenProcess(pid: host.pid)
+        let record = try #require(frozen.modules.first { $0.path == folder + "/inside" })
+        #expect(!FileManager.default.fileExists(atPath: record.path))
+        let decoder = StackDecoder(identity: frozen.identity, modules: frozen.modules)
+        let sample = decoder.decode(frozen.threads[0].sample())
+        #expect(sample.frames.contains { $0.function == "main" && $0.module == "inside" && $0.line != nil })
+    }
+
     @Test("A pipe, a folder or a text in the place of a module is refused without waiting")
     func notAnExecutable() throws {
         let workshop = try Workshop()

@@ -82,6 +82,24 @@ import Testing
         expectPassiveEqualsFull(frozen, atLeastReconstructed: 0)
     }
 
+    @Test("A redis that runs a Lua loop has gdb's frames, the Lua interpreter's among them")
+    func redisLua() throws {
+        let socket = FileManager.default.temporaryDirectory.appendingPathComponent("looplag-\(getpid()).lua").path
+        defer { unlink(socket) }
+        let host = try Host(
+            ["redis-server", "--port", "0", "--unixsocket", socket, "--save", ""], until: "eady to accept")
+        let client = try Host(["redis-cli", "-s", socket, "eval", "while true do end", "0"], until: "")
+        try withExtendedLifetime(client) {
+            #expect(try host.waitUntil(state: "R"))
+            let frozen = try FrozenProcess(pid: host.pid)
+            check(frozen, "redis in Lua")
+            let main = try #require(frozen.threads.first { $0.tid == host.pid })
+            let sample = StackDecoder(identity: frozen.identity, modules: frozen.modules).decode(main.sample())
+            #expect(sample.frames.contains { $0.function.hasPrefix("lua") }, "\(sample.frames)")
+            #expect(sample.frames.last?.function == "_start" && !sample.isTruncated)
+        }
+    }
+
     @Test("A Python thread in a C call has gdb's frames")
     func python() throws {
         let program = """

@@ -157,6 +157,10 @@ LAG_ANY_THREAD bool lag_safe_read_works(void);
 
 /* Starts a plain detached thread: all signals blocked, named "looplag", small stack. */
 LAG_ANY_THREAD bool lag_thread_start(void (*body)(void *), void *argument);
+/* One watchdog at a time: after a stop and a new start the old one may still be asleep, and both would use the one capture
+ * slot. False while another one is on duty. */
+LAG_ANY_THREAD bool lag_thread_go_on_duty(void);
+LAG_ANY_THREAD void lag_thread_go_off_duty(void);
 /* True while the kernel knows a thread of this process by that number; works without /proc. */
 LAG_ANY_THREAD bool lag_thread_exists(int32_t tid);
 /* Gives the calling thread a descriptor table of its own, empty but for `keep` (-1 = none): the host can then neither

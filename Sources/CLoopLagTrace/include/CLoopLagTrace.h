@@ -1,4 +1,4 @@
-/* What Swift's Glibc module leaves out of tracing: ptrace (variadic), process_vm_readv, the auxiliary vector.
+/* What Swift's Glibc module leaves out: ptrace (variadic), process_vm_readv, close_range, epoll.
  *
  * Who calls it: LoopLagAttach, in the command line's process. ptrace belongs to threads: all calls for one traced
  * thread come from the thread that seized it. Nothing here decides anything; every function is one system call, and
@@ -44,5 +44,9 @@ ssize_t lag_trace_read(pid_t pid, uint64_t address, void *buffer, size_t count);
 
 /* close_range(first, last, CLOSE_RANGE_UNSHARE) needs Linux 5.9: 0, or why not, for an empty range of numbers. */
 int lag_trace_probe_close_range(void);
+
+/* An epoll descriptor with nothing in it, and a wait on it: a loop to be measured. -1 with errno. */
+int lag_trace_epoll_create(void);
+int lag_trace_epoll_wait(int descriptor, int milliseconds);
 
 #endif

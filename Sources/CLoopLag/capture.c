@@ -8,8 +8,8 @@
  * nanosleep ...) return EINTR in spite of SA_RESTART. The handler finds that state in the interrupted registers (rax =
  * -EINTR right behind a `syscall`) and rewinds: instruction pointer back by two, rax = the call's number; the kernel
  * has kept every other argument register. So neither a result nor a sleep of the host changes. When a signal of the
- * host's own came in with ours, the kernel shows us that handler's entry instead, and nothing is rewound. From glibc 2.41
- * on the number is not in the code any more: there such a wait ends with EINTR.
+ * host's own came in with ours, the kernel shows us that handler's entry instead, and nothing is rewound. From glibc
+ * 2.41 on the number is not in the code any more: there such a wait ends with EINTR.
  */
 #include "internal.h"
 
@@ -145,8 +145,8 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
                                     __ATOMIC_ACQUIRE)) {
         uint64_t began = lag_now();
         const greg_t *regs = context->uc_mcontext.gregs;
-        static const int order[LAG_REGS] = {REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP, REG_R8,
-                                            REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP};
+        static const int order[LAG_REGS] = {REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP,
+                                            REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP};
         for (int i = 0; i < LAG_REGS; i++) capture.regs[i] = (uint64_t)regs[order[i]];
         copy_stack((uint64_t)regs[REG_RSP], request_stack_high, request_max_bytes);
         capture.time_ns = began;

@@ -65,7 +65,8 @@ bool lag_life_arm(uint32_t mode, lag_starter starter) {
     }
     uint32_t state = __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE);
     while (state == LAG_LIFE_OFF || state == LAG_LIFE_PARKED) {
-        if (__atomic_compare_exchange_n(&lag_life_word, &state, LAG_LIFE_ARMED, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        if (__atomic_compare_exchange_n(&lag_life_word, &state, LAG_LIFE_ARMED, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE)) {
             __atomic_fetch_add(&life_epoch, 1, __ATOMIC_ACQ_REL);
             break;
         }

@@ -121,7 +121,8 @@ void lag_loops_descriptor_created(int fd) {
     uint64_t own = lag_thread_self()->key;
     for (uint32_t i = 0; i < slot_count; i++) {
         uint64_t key = __atomic_load_n(&lag_live_page->keys[i], __ATOMIC_ACQUIRE);
-        if (key != 0 && (uint32_t)key == (uint32_t)(fd + 1)) retire(i, (uint32_t)(key >> 32), key == own ? 0 : SETTLE_NS);
+        if (key == 0 || (uint32_t)key != (uint32_t)(fd + 1)) continue;
+        retire(i, (uint32_t)(key >> 32), key == own ? 0 : SETTLE_NS);
     }
 }
 

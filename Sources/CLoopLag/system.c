@@ -46,7 +46,7 @@ bool lag_thread_start(void (*body)(void *), void *argument) {
     bool started = false;
     /* The new thread inherits the mask: no signal of the host's may ever run on it. */
     if (pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
-        /* glibc takes the host's static TLS out of the stack, and some hosts have a lot; untouched pages cost nothing. */
+        /* glibc takes the host's static TLS out of the stack, and some have a lot; untouched pages cost nothing. */
         for (size_t bytes = 512 << 10; !started && bytes <= 8 << 20; bytes <<= 2) {
             pthread_t thread;
             (void)pthread_attr_setstacksize(&attributes, bytes);

@@ -86,7 +86,9 @@ public struct MemoryMap: Sendable {
     /// Every file of which code is mapped, once.
     public var executableFiles: [String] {
         var seen: Set<String> = []
-        return mappings.filter { $0.isExecutable && $0.path.hasPrefix("/") }.map(\.path).filter { seen.insert($0).inserted }
+        return mappings.filter { $0.isExecutable && $0.path.hasPrefix("/") }.map(\.path).filter {
+            seen.insert($0).inserted
+        }
     }
 
     /// The mapped ELF files that hold code.
@@ -157,7 +159,8 @@ private struct ElfHeader {
                 let start = name + (nameSize + 3) & ~3
                 guard start + size <= bytes.count else { break }
                 // NT_GNU_BUILD_ID
-                if Self.little(bytes, at + 8, 4) == 3, bytes[name..<(name + nameSize)].elementsEqual([0x47, 0x4e, 0x55, 0])
+                if Self.little(bytes, at + 8, 4) == 3,
+                    bytes[name..<(name + nameSize)].elementsEqual([0x47, 0x4e, 0x55, 0])
                 {
                     return Array(bytes[start..<(start + size)])
                 }

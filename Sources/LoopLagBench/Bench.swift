@@ -1,9 +1,9 @@
 /// The budgets of the design, measured as ratios within one run:
 /// `swift build -c release && swift run -c release looplag-bench [--quick] [--only NAME]...`.
 ///
-/// A person runs it; no test asserts a time. Every row says what was measured, the figure, the bar, and whether it holds;
-/// a host that is not installed, or a counter that the machine does not have, gives a row that says so. The exit status is
-/// 1 when a budget is exceeded. Every wait has a deadline, and what the bench starts it ends, also at Ctrl-C.
+/// A person runs it; no test asserts a time. Every row says what was measured, the figure, the bar, and whether it
+/// holds; a host that is not installed, or a counter that the machine does not have, gives a row that says so. The exit
+/// status is 1 when a budget is exceeded. Every wait has a deadline, and what the bench starts it ends, also at Ctrl-C.
 /// Threads: only this one, and in the hook measurement the agent's own.
 
 import Glibc
@@ -43,14 +43,16 @@ enum Bench {
             defer { plan.clear() }
             let before = Machine.load
             for (name, run) in measurements where options.names.isEmpty || options.names.contains(name) {
+                guard Cleaner.signalNumber == nil else { break }
                 if isatty(STDERR_FILENO) == 1 { say("looplag-bench: \(name)") }
                 run(&table, plan)
             }
+            guard Cleaner.signalNumber == nil else { throw BenchError("told to end, nothing is reported") }
             print(table.text)
             print("\n\(Machine.description); load average \(before) before, \(Machine.load) after")
         } catch {
             say("looplag-bench: \(error.reason)")
-            exit(1)
+            exit(Cleaner.signalNumber.map { 128 + $0 } ?? 1)
         }
         exit(table.holds ? 0 : 1)
     }

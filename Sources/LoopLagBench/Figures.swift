@@ -72,7 +72,7 @@ struct Deadline {
 
     init(seconds: Double) { end = LoopLagBench.now() &+ UInt64(max(0, seconds) * 1e9) }
 
-    var hasPassed: Bool { LoopLagBench.now() >= end }
+    var hasPassed: Bool { LoopLagBench.now() >= end || Cleaner.signalNumber != nil }
 
     /// For poll(2): at least 1 while time is left.
     var milliseconds: Int32 {

@@ -1,10 +1,10 @@
 /// A process that the bench starts, listens to, and always ends.
 ///
-/// Used from the bench's one thread. Standard error and, unless it announces itself, standard output go nowhere. It refuses to
-/// leave anything behind: `end` (also from deinit) asks, then kills, and removes a segment that a kill left over.
+/// Used from the bench's one thread. Standard error and, unless it announces itself, standard output go nowhere. It
+/// refuses to leave anything behind: `end` (also from deinit) asks, then kills, and removes a segment that a kill left
+/// over.
 
 import Glibc
-import Synchronization
 
 final class Host {
     let pid: pid_t
@@ -16,6 +16,7 @@ final class Host {
     ///   - command: looked up in PATH unless it has a slash.
     ///   - environment: added to the bench's own, from which LD_PRELOAD and LOOPLAG_* are taken out.
     init(_ command: [String], environment: [String: String] = [:]) throws(BenchError) {
+        guard Cleaner.signalNumber == nil else { throw BenchError("the bench was told to end") }
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw .system("a pipe", errno) }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
@@ -131,38 +132,47 @@ final class Host {
     }
 }
 
-/// Kills what is running when the bench itself is told to end, or takes far too long.
+/// Ends the bench in order when it is told to end, or takes far too long.
+///
+/// A signal ends the hosts and lets every deadline pass, so that all waits fail and everything is cleared away on the
+/// ordinary path; should that hang, the same handler ends the process five seconds later.
 enum Cleaner {
     private static let count = 16
 
-    // Safety: allocated before the handler is installed and never freed; entries are plain words, written by the bench's
-    // one thread and read by its signal handler, where a torn or missed value can only leave a process to its parent.
-    nonisolated(unsafe) private static let pids: UnsafeMutablePointer<pid_t> = {
-        let pointer = UnsafeMutablePointer<pid_t>.allocate(capacity: count)
-        pointer.initialize(repeating: 0, count: count)
+    // Safety: allocated before the handler is installed and never freed; entries are plain words, written by the
+    // bench's one thread and read by its signal handler, where a torn or missed value can only leave a process to its
+    // parent. The last entry is the signal that has come, 0 = none.
+    nonisolated(unsafe) private static let words: UnsafeMutablePointer<Int32> = {
+        let pointer = UnsafeMutablePointer<Int32>.allocate(capacity: count + 1)
+        pointer.initialize(repeating: 0, count: count + 1)
         return pointer
     }()
 
     static func install(seconds: UInt32) {
-        _ = pids
+        _ = words
         for number in [SIGINT, SIGTERM, SIGHUP, SIGALRM] { signal(number) { Cleaner.end($0) } }
         alarm(seconds)
     }
 
+    /// The signal that ends the bench.
+    static var signalNumber: Int32? { words[count] == 0 ? nil : words[count] }
+
     static func add(_ pid: pid_t) {
-        for i in 0..<count where pids[i] == 0 {
-            pids[i] = pid
+        for i in 0..<count where words[i] == 0 {
+            words[i] = pid
             return
         }
     }
 
     static func remove(_ pid: pid_t) {
-        for i in 0..<count where pids[i] == pid { pids[i] = 0 }
+        for i in 0..<count where words[i] == pid { words[i] = 0 }
     }
 
-    /// In a signal handler: kill and _exit only.
+    /// In a signal handler: kill, alarm and _exit only.
     private static func end(_ number: Int32) {
-        for i in 0..<count where pids[i] > 0 { kill(pids[i], SIGKILL) }
-        _exit(128 + number)
+        for i in 0..<count where words[i] > 0 { kill(words[i], SIGKILL) }
+        if words[count] != 0 { _exit(128 + number) }
+        words[count] = number
+        alarm(5)
     }
 }

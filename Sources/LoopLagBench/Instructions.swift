@@ -1,7 +1,8 @@
-/// Instructions that a process executes in user space, where the machine counts them: perf_event_open on each of its threads.
+/// Instructions that a process executes in user space, where the machine counts them: perf_event_open on each of its
+/// threads.
 ///
-/// Used by RequestCost from the bench's one thread. Most virtual machines and containers have no such counter; the reason is
-/// then the error. Nothing is sampled and nothing in the target changes.
+/// Used by RequestCost from the bench's one thread. Most virtual machines and containers have no such counter; the
+/// reason is then the error. Nothing is sampled and nothing in the target changes.
 
 import Glibc
 
@@ -30,8 +31,8 @@ final class InstructionCounter {
         // Swift cannot call a variadic function; syscall(2) takes plain words on x86_64.
         guard let address = dlsym(nil, "syscall") else { throw BenchError("syscall(2) was not found") }
         let call = unsafeBitCast(address, to: SystemCall.self)
-        // perf_event_attr, version 0 (64 bytes): PERF_TYPE_HARDWARE, PERF_COUNT_HW_INSTRUCTIONS; exclude_kernel (bit 5) and
-        // exclude_hv (bit 6), which an unprivileged user may not count.
+        // perf_event_attr, version 0 (64 bytes): PERF_TYPE_HARDWARE, PERF_COUNT_HW_INSTRUCTIONS; exclude_kernel (bit 5)
+        // and exclude_hv (bit 6), which an unprivileged user may not count.
         var attributes = [UInt64](repeating: 0, count: 8)
         attributes[0] = 64 << 32
         attributes[1] = 1

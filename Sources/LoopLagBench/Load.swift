@@ -1,7 +1,7 @@
 /// Clients: one connection that asks and waits, and a load of a fixed number of requests over several of them.
 ///
-/// Plain sockets kept alive, driven from the bench's one thread: while the server has one core the load needs at most the
-/// other. Every read and write has a deadline. One request is under way on a connection at a time.
+/// Plain sockets kept alive, driven from the bench's one thread: while the server has one core the load needs at most
+/// the other. Every read and write has a deadline. One request is under way on a connection at a time.
 
 import Glibc
 

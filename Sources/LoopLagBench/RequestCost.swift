@@ -1,8 +1,9 @@
-/// CPU per request with the agent and without, beside a control of two servers without it; instructions where they count.
+/// CPU per request with the agent and without, beside a control of two servers without it; instructions where they
+/// count.
 ///
-/// Three servers of one kind live at the same time, two plain and one measured, and take turns at the same load, so that
-/// whatever the machine does meets all three. Each turn gives two ratios: measured to plain, and plain to plain. The
-/// second says how much of the first is noise. The agent's own thread counts as the server's.
+/// Three servers of one kind live at the same time, two plain and one measured, and take turns at the same load, so
+/// that whatever the machine does meets all three. Each turn gives two ratios: measured to plain, and plain to plain.
+/// The second says how much of the first is noise. The agent's own thread counts as the server's.
 
 import Glibc
 

@@ -1,5 +1,5 @@
-/// What a stall costs and how true it is told: pause per sample, rate and drops, when it was seen, errors of lengths and
-/// delays; then what the command line needs to unwind the samples.
+/// What a stall costs and how true it is told: pause per sample, rate and drops, when it was seen, errors of lengths
+/// and delays; then what the command line needs to unwind the samples.
 ///
 /// Used by Bench; one run of each server serves all rows. A server that is not installed gives one row that says so.
 
@@ -63,7 +63,8 @@ enum StallCost {
         addBlocked(run, kind, &table)
     }
 
-    /// A thread that is blocked in a call is read from outside: no pause, no signal, and the call lasts as long as it should.
+    /// A thread that is blocked in a call is read from outside: no pause, no signal, and the call lasts as long as it
+    /// should.
     private static func addBlocked(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
         let what = "pause per sample, \(kind.rawValue) blocked"
         // The handler also runs, before and after its call.
@@ -103,14 +104,16 @@ enum StallCost {
             })
         let late = run.episodes.count - seen.count + run.unrecorded
         let limit = StallRun.threshold / 4 + .milliseconds(50)
-        // One that ends before the limit may be told after its end; a watchdog that the machine kept from its core says so.
+        // One that ends before the limit may be told after its end; a watchdog that the machine kept from its core says
+        // so.
         var starved = 0
         var missed = 0
         for episode in run.episodes where episode.stall.duration > StallRun.threshold + limit {
             let end = episode.stall.start.advanced(by: StallRun.threshold + limit)
             guard episode.stall.detectedAt.map({ $0 > end }) ?? true else { continue }
-            let excused = end.advanced(by: episode.stall.evidence.watchdogLate)
-            if episode.stall.detectedAt.map({ $0 <= excused }) ?? false { starved += 1 } else { missed += 1 }
+            let late = episode.stall.evidence.watchdogLate
+            let isStarved = episode.stall.detectedAt.map { $0 <= end.advanced(by: late) } ?? (late >= limit)
+            if isStarved { starved += 1 } else { missed += 1 }
         }
         table.add(
             what,
@@ -142,7 +145,8 @@ enum StallCost {
         nanoseconds(episode.stall.duration) < nanoseconds(episode.measured) - allowed(episode)
     }
 
-    /// The delay that one arrival in ten (and one in a hundred) exceeds, from the handlers' clock and from the histogram.
+    /// The delay that one arrival in ten (and one in a hundred) exceeds, from the handlers' clock and from the
+    /// histogram.
     private static func addDelay(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
         let spins = run.episodes.filter { !$0.wasBlocked }
         let window = run.last.takenAt.since(run.first.takenAt)

@@ -1,7 +1,7 @@
 /// Makes one server stall a number of times and gathers what the handlers and the agent each say of it.
 ///
-/// Used by StallCost, from the bench's one thread. The handlers' clock is the same CLOCK_MONOTONIC as the agent's but read by
-/// other code at other places: it is the independent witness for lengths and delays.
+/// Used by StallCost, from the bench's one thread. The handlers' clock is the same CLOCK_MONOTONIC as the agent's but
+/// read by other code at other places: it is the independent witness for lengths and delays.
 
 import Glibc
 import LoopLagModel

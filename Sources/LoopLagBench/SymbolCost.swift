@@ -1,7 +1,7 @@
 /// What it costs the command line to name the code of a large binary: index, memory, each new address.
 ///
-/// The subject is the demo, tens of MiB with its debug information. Measured in a process of its own (this executable started
-/// again with a hidden first argument), so that nothing was read or allocated before. Used by Bench.
+/// The subject is the demo, tens of MiB with its debug information. Measured in a process of its own (this executable
+/// started again with a hidden first argument), so that nothing was read or allocated before. Used by Bench.
 
 import Glibc
 import LoopLagModel
@@ -41,8 +41,8 @@ enum SymbolCost {
                 bar: "cached by build ID: <= half the time", holds: again.index <= cold.index / 2)
             table.add(
                 "symbols: each new PC, anywhere",
-                "p50 \(microseconds(cold.median)), p99 \(microseconds(cold.high)), most \(microseconds(cold.most)) CPU; "
-                    + "\(cold.named) of \(cold.count) named",
+                "p50 \(microseconds(cold.median)), p99 \(microseconds(cold.high)), "
+                    + "most \(microseconds(cold.most)) CPU; \(cold.named) of \(cold.count) named",
                 bar: "p99 <= 2 ms", holds: cold.high <= 2e6)
             table.add(
                 "symbols: each new PC, beside a known one",
@@ -137,7 +137,8 @@ enum SymbolWorker {
         guard let opening = addresses.first else { return }
 
         let before = memory("VmRSS:")
-        // CPU time throughout: this process has one thread, and what is measured is short beside a lost turn on the core.
+        // CPU time throughout: this process has one thread, and what is measured is short beside a lost turn on the
+        // core.
         var start = processTime()
         let decoder = StackDecoder(
             identity: snapshot.identity, modules: snapshot.modules, cacheDirectory: request.cache)

@@ -1,7 +1,7 @@
 /// The one table that the bench prints: what was measured, the figure, whether it holds, and the bar.
 ///
-/// Filled by the measurements in the order they ran, printed once at the end. One thread. It refuses to invent: what could
-/// not be measured here is a row that says why, and counts neither for nor against.
+/// Filled by the measurements in the order they ran, printed once at the end. One thread. It refuses to invent: what
+/// could not be measured here is a row that says why, and counts neither for nor against.
 
 enum Verdict: String {
     case holds = "ok"

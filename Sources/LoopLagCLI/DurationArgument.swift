@@ -54,13 +54,13 @@ struct ThresholdOption: ParsableArguments {
 
     /// For a verb that starts servers: what they would take from the environment themselves is not overruled by a
     /// default. A value that is no duration is told, and left alone as the agent leaves it.
-    func resolved(environment: String?) -> (threshold: Duration, complaint: String?) {
+    static func resolve(given: Duration?, environment: String?) -> (threshold: Duration, complaint: String?) {
         if let given { return (given, nil) }
-        guard let environment, !environment.isEmpty else { return (Self.usual, nil) }
+        guard let environment, !environment.isEmpty else { return (usual, nil) }
         guard let asked = try? DurationArgument.parse(environment) else {
             let text = ProcessFacts.printable(environment)
             return (
-                Self.usual, "LOOPLAG_THRESHOLD=\(text) is no duration and was ignored; write 250us, 100ms, 2s or 1m"
+                usual, "LOOPLAG_THRESHOLD=\(text) is no duration and was ignored; write 250us, 100ms, 2s or 1m"
             )
         }
         return (asked, nil)

@@ -175,6 +175,7 @@ extension HookTests {
                 }
             }
             var views = 0
+            var nextRetirement: UInt64 = 0
             var problems: [String] = []
             var generations = [UInt32](repeating: 0, count: segment.loopCount)
             var iterations = [UInt64](repeating: 0, count: segment.loopCount)
@@ -191,8 +192,11 @@ extension HookTests {
                     }
                     generations[i] = view.generation
                     iterations[i] = view.iterations
-                    // The watchdog may take any slot away at any time.
-                    if views % 101 == 0 { lag_loop_retire(UInt32(i), view.generation) }
+                    // The watchdog may take any slot away at any time. Each then rests for 100 ms: as many as twenty do.
+                    if view.state == UInt32(LAG_LOOP_LIVE), lag_clock_now() > nextRetirement {
+                        nextRetirement = lag_clock_now() + 5_000_000
+                        lag_loop_retire(UInt32(i), view.generation)
+                    }
                 }
             }
             makers.forEach { $0.join() }

@@ -80,7 +80,9 @@ struct StackCaptureTests {
         let end = try host.finish()
         #expect(end.status == 0, "\(end.text)")
         #expect((methods[.passive] ?? 0) > (methods[.ptrace] ?? 0))
-        print("figure: captures \(methods.map { "\($0.key.rawValue) \($0.value)" }.sorted()), longest \(pause), \(end.text)")
+        print(
+            "figure: captures \(methods.map { "\($0.key.rawValue) \($0.value)" }.sorted()), longest \(pause), \(end.text)"
+        )
     }
 
     @Test("Even a stop in the middle of any of these waits is not felt: the kernel starts the call again")

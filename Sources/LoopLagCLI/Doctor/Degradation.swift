@@ -65,7 +65,9 @@ enum Degradation {
     ]
 
     private static let drops: [String: (String, String?)] = [
-        "timeout": ("the thread was not scheduled in time, or blocks the agent's signal", "LOOPLAG_SIGNAL names another"),
+        "timeout": (
+            "the thread was not scheduled in time, or blocks the agent's signal", "LOOPLAG_SIGNAL names another"
+        ),
         "moved": ("the thread had moved on while it was looked at", nil),
         "no-evidence": (
             "the thread was blocked, and nobody may know in what, so no signal was sent",

@@ -52,7 +52,8 @@ enum MachineChecks {
         let others = facts.needed.filter { $0 != "libc.so.6" }
         if others.isEmpty {
             checkup.ok(
-                "agent", "agent \(object.path), needs libc only"
+                "agent",
+                "agent \(object.path), needs libc only"
                     + (facts.glibcNeeded.map { " (glibc \($0) or later)" } ?? ""))
         } else {
             checkup.failed(
@@ -113,7 +114,8 @@ enum MachineChecks {
         guard let seen else {
             checkup.failed(
                 "measuring", "a process started with the agent was not measured: \(reason)",
-                "unset LOOPLAG_DISABLE and LOOPLAG_DIR, check /dev/shm, and that agent and command line are of one build")
+                "unset LOOPLAG_DISABLE and LOOPLAG_DIR, check /dev/shm, and that agent and command line are of one build"
+            )
             return
         }
         checkup.ok("measuring", "a process started with the agent is measured")
@@ -149,7 +151,8 @@ enum MachineChecks {
         if let reason = ThreadFacts.syscallRefusal(pid: getpid(), tid: own) {
             checkup.failed(
                 "proc-syscall", "/proc/self/task/TID/syscall cannot be read: \(reason)",
-                "blocked threads are shown without a stack; mount /proc, or use a kernel with CONFIG_HAVE_ARCH_TRACEHOOK")
+                "blocked threads are shown without a stack; mount /proc, or use a kernel with CONFIG_HAVE_ARCH_TRACEHOOK"
+            )
         } else {
             checkup.ok("proc-syscall", "/proc shows where a blocked thread is")
         }
@@ -167,7 +170,8 @@ enum MachineChecks {
         if let reason = SystemFacts.closeRangeRefusal {
             checkup.warning(
                 "close-range", "close_range is refused: \(reason)",
-                "the agent then shares its server's descriptor table; Linux 5.9 or a later seccomp profile has the call")
+                "the agent then shares its server's descriptor table; Linux 5.9 or a later seccomp profile has the call"
+            )
         } else {
             checkup.ok("close-range", "close_range works")
         }
@@ -207,7 +211,8 @@ enum MachineChecks {
         if let reason = StackCapture.stopRefusal(tid: pid) {
             checkup.warning(
                 "ptrace", "ptrace on a child of ours fails: \(reason)",
-                "'dump' shows no stacks of running threads; docker: --cap-add SYS_PTRACE or a seccomp profile with ptrace")
+                "'dump' shows no stacks of running threads; docker: --cap-add SYS_PTRACE or a seccomp profile with ptrace"
+            )
         } else {
             checkup.ok("ptrace", "ptrace can stop a running thread and let it go")
         }

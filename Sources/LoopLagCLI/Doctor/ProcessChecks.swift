@@ -15,7 +15,8 @@ enum ProcessChecks {
         let name = serverName(command: facts.command, executable: facts.executable, runtime: nil)
         checkup.ok("process", "\(pid) is \(name) (\(facts.displayName)), of user \(ProcessFacts.userName(facts.uid))")
         if facts.isZombie {
-            checkup.failed("zombie", "it has ended and waits for its parent", "nothing runs any more; look at its parent")
+            checkup.failed(
+                "zombie", "it has ended and waits for its parent", "nothing runs any more; look at its parent")
             return
         }
         if facts.isKernelThread {
@@ -109,14 +110,16 @@ enum ProcessChecks {
         let loops = process.serverLoops.count
         if loops == 0 {
             checkup.warning(
-                "loops", "it has no loop that serves", "one that waits in poll or select needs LOOPLAG_WAITS=epoll,poll")
+                "loops", "it has no loop that serves", "one that waits in poll or select needs LOOPLAG_WAITS=epoll,poll"
+            )
         } else {
             let stalls = process.serverLoops.reduce(0) { $0 &+ $1.stallCount }
             checkup.ok("loops", "\(Readiness.count(loops, "loop")) measured, \(stalls) stalls so far")
         }
         if agent.loopsRefused > 0 {
             checkup.warning(
-                "loops-refused", "\(agent.loopsRefused) loops found no free slot", "measure fewer threads in one process")
+                "loops-refused", "\(agent.loopsRefused) loops found no free slot",
+                "measure fewer threads in one process")
         }
         Degradation.explain(agent, id: "agent", into: &checkup)
         Degradation.explainDrops(agent, into: &checkup)
@@ -179,11 +182,13 @@ enum ProcessChecks {
         if agent != nil, unmeasured > 0 {
             checkup.warning(
                 "raw-epoll", "\(Readiness.count(unmeasured, "thread")) in epoll that the agent does not see",
-                "it calls the kernel directly (a statically linked runtime, Go, inline assembly); 'looplag dump' shows it")
+                "it calls the kernel directly (a statically linked runtime, Go, inline assembly); 'looplag dump' shows it"
+            )
         }
         if polls > 0 {
             checkup.note(
-                "poll-waits", "\(Readiness.count(polls, "thread")) in poll or select, which are not measured by default",
+                "poll-waits",
+                "\(Readiness.count(polls, "thread")) in poll or select, which are not measured by default",
                 "if that is its event loop, start it with LOOPLAG_WAITS=epoll,poll")
         }
         if rings > 0 {

@@ -42,8 +42,8 @@ struct RunVerb: ParsableCommand {
     func run() throws {
         let command = try self.command(arguments: CommandLine.unsafeArgv, count: Int(CommandLine.argc))
         let agent = try AgentObject.locate()
-        let (limit, complaint) = threshold.resolved(
-            environment: getenv("LOOPLAG_THRESHOLD").map { String(cString: $0) })
+        let (limit, complaint) = ThresholdOption.resolve(
+            given: threshold.given, environment: getenv("LOOPLAG_THRESHOLD").map { String(cString: $0) })
         if let complaint { Console.error(complaint) }
         ThresholdOption.noteLimits(of: limit)
         // A folder that is not there is better told now than after the command's work.

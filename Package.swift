@@ -45,13 +45,18 @@ let package = Package(
             ],
             linkerSettings: [
                 .unsafeFlags(
-                    ["epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_create", "epoll_create1",
-                     "poll", "ppoll", "select", "pselect", "__poll_chk", "__ppoll_chk"]
-                        .flatMap { ["-Xlinker", "--defsym=\($0)=lag_hook_\($0)"] }
-                        + ["-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/CLoopLag/exports.map",
-                           "-Xlinker", "-init=lag_preload_init", "-Xlinker", "-fini=lag_preload_exit",
-                           "-Xlinker", "-Bsymbolic", "-Xlinker", "-z", "-Xlinker", "nodelete", "-Xlinker", "-z", "-Xlinker", "now",
-                           "-Xlinker", "--gc-sections"])
+                    [
+                        "epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_create", "epoll_create1",
+                        "poll", "ppoll", "select", "pselect", "__poll_chk", "__ppoll_chk",
+                    ]
+                    .flatMap { ["-Xlinker", "--defsym=\($0)=lag_hook_\($0)"] }
+                        + [
+                            "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/CLoopLag/exports.map",
+                            "-Xlinker", "-init=lag_preload_init", "-Xlinker", "-fini=lag_preload_exit",
+                            "-Xlinker", "-Bsymbolic", "-Xlinker", "-z", "-Xlinker", "nodelete", "-Xlinker", "-z",
+                            "-Xlinker", "now",
+                            "-Xlinker", "--gc-sections",
+                        ])
             ]),
         .target(name: "LoopLag", dependencies: ["LoopLagAgent"], swiftSettings: strict),
         .target(
@@ -111,7 +116,8 @@ let package = Package(
         .testTarget(
             name: "LoopLagTelemetryTests", dependencies: ["LoopLagTelemetry", "LoopLagModel", "CLoopLagLayout"],
             swiftSettings: strict),
-        .testTarget(name: "LoopLagModelTests", dependencies: ["LoopLagModel", "CLoopLagLayout"], swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagModelTests", dependencies: ["LoopLagModel", "CLoopLagLayout"], swiftSettings: strict),
         .testTarget(
             name: "LoopLagDiagnosisTests", dependencies: ["LoopLagDiagnosis", "LoopLagModel"], swiftSettings: strict),
         .testTarget(

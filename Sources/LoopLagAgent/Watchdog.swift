@@ -21,7 +21,8 @@ struct Watchdog {
     /// The start that this watchdog belongs to.
     private let epoch: UInt32
     private var selfCheckedAt: UInt64 = 0
-    private var cpuAtCheck: UInt64 = 0
+    private var budgetedAt: UInt64 = 0
+    private var cpuAtBudget: UInt64 = 0
 
     /// Everything the watchdog needs, allocated before its thread exists; the pointer goes to `run`.
     static func make(segment: Segment, settings: Settings) -> UnsafeMutableRawPointer? {
@@ -153,19 +154,25 @@ struct Watchdog {
     private mutating func checkSelf(_ now: UInt64, _ isLinked: Bool) {
         let header = context.segment.header
         let cpu = lag_clock_thread_cpu()
-        let elapsed = now &- selfCheckedAt
-        if selfCheckedAt != 0, elapsed > 0 {
-            let spent = (cpu &- cpuAtCheck) &* 1000 / (elapsed / 1_000_000 &+ 1)
-            if spent / 1000 > Self.budgetPerSecond / 1000 {
+        selfCheckedAt = now
+        if budgetedAt == 0 {
+            budgetedAt = now
+            cpuAtBudget = cpu
+        }
+        // Over four seconds: the first look at the modules, or one long stall, is no habit.
+        let elapsed = now &- budgetedAt
+        if elapsed >= 4 &* Self.second {
+            let spent = (cpu &- cpuAtBudget) &* 1000 / (elapsed / 1_000_000 &+ 1)
+            if spent > Self.budgetPerSecond {
                 context.backOff = context.backOff < 16 ? context.backOff &* 2 &+ 1 : context.backOff
                 header.pointee.degraded |= UInt64(LAG_DEGRADED_BUDGET)
-            } else if spent / 1000 < Self.budgetPerSecond / 2000 {
+            } else if spent < Self.budgetPerSecond / 4 &* 3 {
                 context.backOff /= 2
                 if context.backOff == 0 { header.pointee.degraded &= ~UInt64(LAG_DEGRADED_BUDGET) }
             }
+            budgetedAt = now
+            cpuAtBudget = cpu
         }
-        selfCheckedAt = now
-        cpuAtCheck = cpu
         header.pointee.watchdog_cpu_ns = cpu
         if !context.syscallReadable { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_SYSCALL_FILE) }
         if header.pointee.loops_refused > 0 { header.pointee.degraded |= UInt64(LAG_DEGRADED_LOOPS_FULL) }

@@ -107,32 +107,31 @@ enum Scripts {
         process.on('SIGTERM', () => process.exit(0));
         """
 
-    static let python = """
-        import asyncio, signal, sys, time
+    static let python =
+        "import asyncio, signal, sys, time\n" + """
+            async def serve(reader, writer):
+                while True:
+                    try:
+                        head = await reader.readuntil(b"\\r\\n\\r\\n")
+                    except (asyncio.IncompleteReadError, ConnectionError):
+                        break
+                    start = time.monotonic_ns()
+                    parts = head.split(b" ", 2)[1].decode().split("/")
+                    if parts[1] == "spin":
+                        while time.monotonic_ns() - start < int(parts[2]) * 1000000:
+                            pass
+                    if parts[1] == "block":
+                        time.sleep(int(parts[2]) / 1000)
+                    body = b"done %d\\n" % (0 if parts[1] == "ok" else time.monotonic_ns() - start)
+                    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+                writer.close()
 
-        async def serve(reader, writer):
-            while True:
-                try:
-                    head = await reader.readuntil(b"\\r\\n\\r\\n")
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    break
-                start = time.monotonic_ns()
-                parts = head.split(b" ", 2)[1].decode().split("/")
-                if parts[1] == "spin":
-                    while time.monotonic_ns() - start < int(parts[2]) * 1000000:
-                        pass
-                if parts[1] == "block":
-                    time.sleep(int(parts[2]) / 1000)
-                body = b"done %d\\n" % (0 if parts[1] == "ok" else time.monotonic_ns() - start)
-                writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
-            writer.close()
+            async def main():
+                server = await asyncio.start_server(serve, "127.0.0.1", 0)
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: sys.exit(0))
+                print("listening on http=%d" % server.sockets[0].getsockname()[1], flush=True)
+                await asyncio.Event().wait()
 
-        async def main():
-            server = await asyncio.start_server(serve, "127.0.0.1", 0)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: sys.exit(0))
-            print("listening on http=%d" % server.sockets[0].getsockname()[1], flush=True)
-            await asyncio.Event().wait()
-
-        asyncio.run(main())
-        """
+            asyncio.run(main())
+            """
 }

@@ -68,7 +68,7 @@ public enum TextReport {
             parts.append(count == 1 ? "1 stall" : String(format: "%.0f stalls", count))
             let window = Double(report.recorded.durationNS) * Double(serving.count)
             var time = "\(duration(lost)) stalled"
-            if window > 0 { time += " (\(PlainText.percent(lost / window)) of the time)" }
+            if window > 0, process.dump == nil { time += " (\(PlainText.percent(lost / window)) of the time)" }
             parts.append(time)
             let ids = Set(serving.map(\.id))
             let own = process.stalls.filter { ids.contains($0.loopID) }

@@ -98,6 +98,51 @@ extension HookTests {
             #expect(slept.value.result == 0 && slept.value.length >= 300_000_000)
         }
 
+        @Test("Signals that hit a linked loop in the middle of its wait are never seen: no EINTR, no shortened wait")
+        func signalsInsideWaits() throws {
+            struct Seen: Sendable {
+                var waits = 0
+                var failed = 0
+                var short = 0
+            }
+            let hooks = try #require(Hooks.functions)
+            let tid = Locked<Int32>(0)
+            let mayEnd = Locked(false)
+            let seen = Locked(Seen())
+            let thread = try TestThread {
+                let descriptor = hooks.realCreate(0)
+                defer { close(descriptor) }
+                hooks.waitOnce(descriptor)
+                tid.set(lag_gettid())
+                var mine = Seen()
+                while !mayEnd.value {
+                    spin(nanoseconds: 300_000)
+                    let start = lag_clock_now()
+                    if hooks.waitOnce(descriptor, milliseconds: 2) < 0 { mine.failed += 1 }
+                    if lag_clock_now() - start < 1_900_000 { mine.short += 1 }
+                    mine.waits += 1
+                }
+                seen.set(mine)
+            }
+            try #require(eventually { tid.value != 0 })
+            try #require(lag_capture_install(lag_signal_default()) != 0)
+            // Without the watchdog's caution: most of these reach the thread while it waits.
+            var taken = 0
+            var generator = SeededGenerator(state: 7)
+            for _ in 0..<300 {
+                lag_sleep_until(lag_clock_now() + UInt64.random(in: 0..<3_000_000, using: &generator))
+                var capture: UnsafePointer<lag_capture>?
+                if lag_capture_signal(tid.value, 0, 4096, 50_000_000, &capture) == UInt32(LAG_DROP_NONE) { taken += 1 }
+            }
+            mayEnd.set(true)
+            thread.join()
+            #expect(taken > 200)
+            #expect(seen.value.waits > 10)
+            #expect(seen.value.failed == 0)
+            #expect(seen.value.short == 0)
+            print("figure: linked loop: \(taken) signals, \(seen.value.waits) waits, no EINTR")
+        }
+
         @Test("A thread that blocks the signal is left alone")
         func blocked() throws {
             let before = lag_capture_signals_sent()

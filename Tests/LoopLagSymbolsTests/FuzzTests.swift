@@ -53,7 +53,7 @@ import Testing
         let original = [UInt8](try Data(contentsOf: URL(fileURLWithPath: program)))
         let sections = try ElfImage(bytes: original).sections
         let mutated = workshop.folder.appendingPathComponent("mutated").path
-        for seed in 1...150 {
+        for seed in 1...60 {
             var generator = Generator(seed: seed)
             let bytes = mutate(original, sections, prefix: prefix, &generator)
             // Anew each time: an open file of the round before must not change.
@@ -87,7 +87,7 @@ import Testing
         let sections = try ElfImage(bytes: original).sections
         let mutated = workshop.folder.appendingPathComponent("mutated").path
         let clock = ContinuousClock()
-        for seed in 1...400 {
+        for seed in 1...200 {
             var generator = Generator(seed: seed)
             var modules = frozen.modules
             if seed % 2 == 0, let i = modules.firstIndex(where: { $0.path == program }) {

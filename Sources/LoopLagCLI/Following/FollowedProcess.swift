@@ -83,7 +83,8 @@ final class FollowedProcess {
         baseline = telemetry.baseline
         latest = telemetry.latest
         self.includesHistory = includesHistory
-        decoder = StackDecoder(identity: source.isAlive ? identity : nil, modules: latest.modules, cacheDirectory: nil)
+        decoder = StackDecoder(
+            identity: source.isAlive ? identity : nil, modules: latest.modules, cacheDirectory: CacheFolder.path)
         decodedModules = latest.modules
         if includesHistory {
             history = baseline.stalls.filter { $0.state != .open }

@@ -110,7 +110,8 @@ struct DumpVerb: ParsableCommand {
         }
         // Asked again afterwards: what an iteration's begin says is then no older than the stack.
         _ = followed?.poll(threshold: threshold.threshold)
-        let decoder = StackDecoder(identity: facts.identity, modules: modules(map, followed), cacheDirectory: nil)
+        let decoder = StackDecoder(
+            identity: facts.identity, modules: modules(map, followed), cacheDirectory: CacheFolder.path)
         return taken.map { dumped($0, capturing, decoder, followed, facts) }
             .sorted { rank($0) < rank($1) }
     }

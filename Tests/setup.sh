@@ -29,7 +29,7 @@ flock 9
 find_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" || true; }
 
 missing_packages() {
-    local wanted="libunwind-dev libdw-dev libncurses-dev gdb strace procps binutils"
+    local wanted="libunwind-dev libdw-dev libncurses-dev libc6-dbg gdb procps binutils"
     local have package
     have=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' $wanted 2>/dev/null || true)
     for package in $wanted; do
@@ -109,7 +109,6 @@ fi
     echo "REDIS_SERVER=$(find_program redis-server)"
     echo "NGINX=$(find_program nginx)"
     echo "GDB=$(find_program gdb)"
-    echo "STRACE=$(find_program strace)"
     echo "CC=$(find_program cc)"
 } >"$cache/env.new"
 mv "$cache/env.new" "$cache/env"

@@ -237,9 +237,9 @@ extension HookTests {
                     }
                     generations[i] = view.generation
                     iterations[i] = view.iterations
-                    // The watchdog may take any slot away at any time. Each then rests for 100 ms: as many as twenty do.
+                    // The watchdog may take any slot away at any time. Each then rests for 100 ms: as many as five do.
                     if view.state == UInt32(LAG_LOOP_LIVE), lag_clock_now() > nextRetirement {
-                        nextRetirement = lag_clock_now() + 5_000_000
+                        nextRetirement = lag_clock_now() + 20_000_000
                         lag_loop_retire(UInt32(i), view.generation)
                     }
                 }

@@ -55,6 +55,15 @@ final class Host {
         }
     }
 
+    /// Where Tests/setup.sh found or put a program; its name where that has not run.
+    static func installed(_ key: String, or name: String) -> String {
+        let environment = ProcessInfo.processInfo.environment
+        let cache = environment["XDG_CACHE_HOME"] ?? (environment["HOME"] ?? "") + "/.cache"
+        let text = (try? String(contentsOfFile: cache + "/looplag-tests/env", encoding: .utf8)) ?? ""
+        let line = text.split(separator: "\n").first { $0.hasPrefix(key + "=") }
+        return line.map { String($0.dropFirst(key.count + 1)) } ?? name
+    }
+
     /// Waits until the main thread is in a state of /proc/PID/stat.
     func waitUntil(state: Character) throws -> Bool {
         for _ in 0..<200_000 {

@@ -125,10 +125,17 @@ import Testing
               console.log('ready'); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000000); return n; }
             setTimeout(() => { [1].forEach(() => inner(4)); }, 10);
             """
-        let host = try Host(["node", "--perf-basic-prof", "--always-sparkplug", "-e", program], until: "ready")
+        // With the map comes a log that lands in the working directory unless it is told where to go.
+        let log = folder + "/looplag-v8-\(getpid()).log"
+        let host = try Host(
+            [
+                Host.installed("NODE", or: "node"), "--perf-basic-prof", "--no-logfile-per-isolate", "--logfile=\(log)",
+                "--always-sparkplug", "-e", program,
+            ], until: "ready")
         let map = "/tmp/perf-\(host.pid).map"
         defer {
             unlink(map)
+            unlink(log)
             unlink(folder + "/jit-\(host.pid).dump")
         }
         try host.waitUntilAllSleep()

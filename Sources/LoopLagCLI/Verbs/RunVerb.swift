@@ -83,7 +83,7 @@ struct RunVerb: ParsableCommand {
             let status = child.reap()
             let now = Clock.monotonic()
             let news = status == nil ? follower.poll(now: now) : follower.finish(now: now)
-            for event in news { tell(event, events) }
+            for event in news { tell(event, events, follower) }
             for line in readiness.lines(follower, now: now) { Console.error(line) }
             if child.executable.obstacle == nil,
                 let line = readiness.silence(
@@ -95,9 +95,10 @@ struct RunVerb: ParsableCommand {
         }
     }
 
-    private func tell(_ event: Follower.Event, _ events: StallEvents) {
+    private func tell(_ event: Follower.Event, _ events: StallEvents, _ follower: Follower) {
         switch event {
-        case .found, .gone: break
+        case .found: break
+        case .gone: Leftovers.prune(follower)
         case .unreadable, .thresholdRefused: Notices.print(event)
         case .change(let process, let change):
             guard !quiet else { return }

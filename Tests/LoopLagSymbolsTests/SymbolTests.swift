@@ -125,6 +125,7 @@ import Testing
         let workshop = try Workshop()
         let program = try workshop.compile("blocked.c", ["cc", "-O1", "-g", "-w", "-pthread"])
         let host = try Host([program], until: "ready")
+        try host.waitUntilAllSleep()
         unlink(program)
         let frozen = try FrozenProcess(pid: host.pid)
         let record = try #require(frozen.modules.first { $0.path.hasPrefix(program) })

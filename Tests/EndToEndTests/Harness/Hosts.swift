@@ -42,7 +42,8 @@ extension Host {
     static func demo(_ options: [String] = [], environment: [String: String] = [:]) throws -> Host {
         let child = try Child([Tools.demo()] + options, environment: environment)
         return try starting(child) {
-            let ports = try child.wait(forOutput: #"listening on (.*)\n"#)
+            // Hummingbird's own log says "listening on" too.
+            let ports = try child.wait(forOutput: #"listening on ((?:http|raw)=.*)\n"#)
             func port(_ name: String) -> Address? {
                 ports.split(separator: " ").first { $0.hasPrefix(name + "=") }
                     .flatMap { Int($0.dropFirst(name.count + 1)) }.map { .port($0) }

@@ -132,7 +132,7 @@ enum IdleCost {
                 // What the machine takes for waking a thread that does nothing, as often as the watchdog wakes.
                 let ownBefore = ProcFigures.cpu(of: getpid(), thread: getpid())
                 let deadline = Deadline(seconds: seconds)
-                while !deadline.hasPassed { pause(milliseconds: 25) }
+                while !deadline.hasPassed { pause(milliseconds: 100) }
                 let ownAfter = ProcFigures.cpu(of: getpid(), thread: getpid())
                 guard let after = ProcFigures.cpu(of: host.pid, thread: watchdog) else {
                     throw BenchError("the watchdog ended")

@@ -1,7 +1,8 @@
 /// Names of the x86_64 system calls by number: what a stall that waits in the kernel is called in a report.
 ///
 /// Called by `diagnose` and by whoever prints a raw sample, on any thread. Pure. It refuses to guess: a number the
-/// table does not know has no name. Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl, up to Linux 6.17;
+/// table does not know has no name. Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl, up to Linux 6.17
+/// (0...334, 424...450 and 460...469 checked against it; 335 and 451...459 not);
 /// numbers 336...423 were left out there so that all architectures share the numbers from 424 on.
 
 /// The name of x86_64 system call `number`, e.g. "clock_nanosleep" for 230; nil when there is none.

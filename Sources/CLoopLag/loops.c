@@ -231,6 +231,7 @@ static bool register_loop(struct lag_thread *self, int fd, uint32_t kind, uint64
     slot->caller_pc = caller;
     slot->registered_ns = now;
     slot->min_ns = UINT64_MAX;
+    slot->known = LAG_KNOWN_EVENTS;
     prctl(PR_GET_NAME, slot->thread_name);
     slot->thread_name[15] = 0;
     stack_bounds(slot, sp);
@@ -301,6 +302,8 @@ bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view)
         view->long_head = slot->long_head;
         view->role = slot->role;
         memcpy(view->recent_long, slot->recent_long, sizeof view->recent_long);
+        memcpy(view->recent_events, slot->recent_events, sizeof view->recent_events);
+        view->iteration_events = slot->iteration_events;
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
         if ((before & 1) == 0 && __atomic_load_n(&slot->seq, __ATOMIC_ACQUIRE) == before) return true;
         __builtin_ia32_pause();

@@ -80,6 +80,7 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
             struct lag_long_iteration *entry = &slot->recent_long[slot->long_head % LAG_RECENT_LONG];
             entry->start_ns = began;
             entry->duration_ns = length;
+            slot->recent_events[slot->long_head % LAG_RECENT_LONG] = (uint32_t)slot->iteration_events;
             slot->long_head += 1;
         }
     }
@@ -103,7 +104,8 @@ static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slo
     slot->idle_ns += now - since;
     slot->idle_since_ns = 0;
     slot->busy_since_ns = now;
-    if (result > 0) slot->events += (uint64_t)result;
+    slot->iteration_events = result > 0 ? (uint64_t)result : 0;
+    slot->events += slot->iteration_events;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&slot->seq, seq + 2, __ATOMIC_RELEASE);
 }

@@ -17,13 +17,18 @@ struct Capture {
     private let stackBytes: UInt32
     private(set) var ring: SampleRing
     private(set) var modules: ModuleTable
+    var runtime: ManagedRuntime
+    private var section: ManagedSection
 
     init?(_ segment: Segment, _ settings: Settings, _ scratch: Scratch) {
-        guard let ring = SampleRing(segment), let modules = ModuleTable(segment) else { return nil }
+        guard let ring = SampleRing(segment), let modules = ModuleTable(segment), let section = ManagedSection()
+        else { return nil }
         header = segment.header
         self.scratch = scratch
         self.ring = ring
         self.modules = modules
+        self.section = section
+        runtime = ManagedRuntime(segment.header)
         firstSignal = settings.firstSignal != 0 ? settings.firstSignal : lag_signal_default()
         let isV8 = segment.header.pointee.runtime == UInt32(LAG_RUNTIME_NODE)
         stackBytes = UInt32(isV8 ? LAG_STACK_COPY_BYTES_V8 : LAG_STACK_COPY_BYTES)
@@ -44,6 +49,7 @@ struct Capture {
     func release() {
         ring.release()
         modules.release()
+        section.release()
     }
 
     /// Brings the module table up to date, at most once a second.
@@ -118,8 +124,15 @@ struct Capture {
         sample.stack_base = capture.pointee.stack_base
         if capture.pointee.truncated != 0 { sample.flags |= UInt16(LAG_SAMPLE_TRUNCATED) }
         let bytes = Int(capture.pointee.stack_bytes)
-        guard ring.hasRoom(stackBytes: bytes) else { return drop(LAG_DROP_NO_ROOM) }
-        ring.append(sample, stack: lag_capture_stack(capture), stackBytes: bytes)
+        section.clear()
+        runtime.describe(capture, of: pointer, look: look, into: &section, sample: &sample)
+        let managed = section.assemble()
+        // The native stack alone is better than nothing.
+        let managedBytes = ring.hasRoom(stackBytes: bytes, managedBytes: managed.count) ? managed.count : 0
+        guard ring.hasRoom(stackBytes: bytes, managedBytes: managedBytes) else { return drop(LAG_DROP_NO_ROOM) }
+        ring.append(
+            sample, stack: lag_capture_stack(capture), stackBytes: bytes, managed: managed.bytes,
+            managedBytes: managedBytes)
         header.pointee.samples_taken &+= 1
         header.pointee.pause_total_ns &+= sample.pause_ns
         if sample.pause_ns > header.pointee.pause_max_ns { header.pointee.pause_max_ns = sample.pause_ns }

@@ -110,7 +110,8 @@ struct LoopWatch {
             lag_loop_retire(UInt32(truncatingIfNeeded: index), view.generation)
             return false
         }
-        stall = context.book.open(slot: index, view: view, start: view.busy_since_ns, detected: now)
+        stall = context.book.open(
+            slot: index, view: view, start: view.busy_since_ns, detected: now, events: view.iteration_events)
         stallStart = view.busy_since_ns
         nextSample = now
         let half = context.threshold / 2
@@ -137,18 +138,26 @@ struct LoopWatch {
             tuple.withMemoryRebound(to: lag_long_iteration.self, capacity: Int(capacity)) { list in
                 while longTail != view.long_head {
                     let entry = list[Int(longTail % capacity)]
+                    let events = recentEvents(view, Int(longTail % capacity))
                     longTail &+= 1
                     if stall != 0, entry.start_ns == stallStart, close(entry, &context) { continue }
                     // Began and ended between two ticks; or its record gave way to newer ones while it was open.
                     let id = context.book.open(
-                        slot: index, view: view, start: entry.start_ns, detected: 0, state: Int(LAG_STALL_CLOSED),
-                        duration: entry.duration_ns)
+                        slot: index, view: view, start: entry.start_ns, detected: 0, events: events,
+                        state: Int(LAG_STALL_CLOSED), duration: entry.duration_ns)
                     let late = worstLate
                     context.book.change(id) { $0.pointee.watchdog_late_ns = late }
                 }
             }
         }
         if stall == 0 { worstLate = context.late }
+    }
+
+    private func recentEvents(_ view: lag_loop_view, _ index: Int) -> UInt64 {
+        var events = view.recent_events
+        return withUnsafePointer(to: &events) { tuple in
+            tuple.withMemoryRebound(to: UInt32.self, capacity: Int(LAG_RECENT_LONG)) { UInt64($0[index]) }
+        }
     }
 
     /// False when the record is not in the ring any more.

@@ -29,16 +29,19 @@ struct SampleRing {
     func release() { lag_memory_free(positions, Self.trackedRecords &* 8) }
 
     /// Whether a record with this much stack fits at all.
-    func hasRoom(stackBytes: Int) -> Bool { Self.total(stackBytes) <= size / 2 }
+    func hasRoom(stackBytes: Int, managedBytes: Int) -> Bool { Self.total(stackBytes &+ managedBytes) <= size / 2 }
 
     private static func total(_ stackBytes: Int) -> UInt64 {
         (UInt64(truncatingIfNeeded: MemoryLayout<lag_sample>.stride) &+ UInt64(truncatingIfNeeded: stackBytes) &+ 7)
             & ~7
     }
 
-    /// Writes one record; `sample` has everything but magic, length and position.
-    mutating func append(_ sample: lag_sample, stack: UnsafeRawPointer?, stackBytes: Int) {
-        let total = Self.total(stackBytes)
+    /// Writes one record; `sample` has everything but magic, lengths and position. `stackBytes` is a multiple of 8.
+    mutating func append(
+        _ sample: lag_sample, stack: UnsafeRawPointer?, stackBytes: Int, managed: UnsafeRawPointer? = nil,
+        managedBytes: Int = 0
+    ) {
+        let total = Self.total(stackBytes &+ managedBytes)
         guard total <= size / 2 else { return }
         var offset = lag_remainder(head, size)
         if offset &+ total > size {
@@ -59,10 +62,14 @@ struct SampleRing {
         record.total_bytes = UInt32(truncatingIfNeeded: total)
         record.position = head
         record.stack_bytes = UInt32(truncatingIfNeeded: stackBytes)
+        record.managed_bytes = UInt32(truncatingIfNeeded: managedBytes)
         let place = bytes + Int(truncatingIfNeeded: offset)
         place.assumingMemoryBound(to: lag_sample.self).pointee = record
         if let stack, stackBytes > 0 {
             lag_copy(place + MemoryLayout<lag_sample>.stride, stack, stackBytes)
+        }
+        if let managed, managedBytes > 0 {
+            lag_copy(place + (MemoryLayout<lag_sample>.stride &+ stackBytes), managed, managedBytes)
         }
         positions[newest % Self.trackedRecords] = head
         newest &+= 1

@@ -13,8 +13,8 @@ struct StallBook {
 
     /// Begins a record and returns its id.
     mutating func open(
-        slot: Int, view: lag_loop_view, start: UInt64, detected: UInt64, state: Int = Int(LAG_STALL_OPEN),
-        duration: UInt64 = 0
+        slot: Int, view: lag_loop_view, start: UInt64, detected: UInt64, events: UInt64,
+        state: Int = Int(LAG_STALL_OPEN), duration: UInt64 = 0
     ) -> UInt64 {
         lastID &+= 1
         let record = entry(lastID)
@@ -31,6 +31,8 @@ struct StallBook {
         fresh.duration_ns = duration
         fresh.detected_ns = detected
         fresh.syscall_nr = -1
+        fresh.known = UInt64(LAG_KNOWN_EVENTS)
+        fresh.events = events
         record.pointee = fresh
         lag_store_u32(&record.pointee.seq, seq &+ 1)
         lag_store_u64(&segment.header.pointee.stalls_opened, lastID)

@@ -92,6 +92,8 @@ struct lag_loop_view {
     uint32_t long_head;
     uint32_t role;
     struct lag_long_iteration recent_long[LAG_RECENT_LONG];
+    uint32_t recent_events[LAG_RECENT_LONG];
+    uint64_t iteration_events;
 };
 LAG_ANY_THREAD bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view);
 

@@ -20,7 +20,7 @@
 
 /* "LOOPLAG\0" read as a little-endian word. */
 #define LAG_SEGMENT_MAGIC 0x0047414c504f4f4cULL
-#define LAG_ABI_VERSION 1
+#define LAG_ABI_VERSION 2
 
 enum {
     LAG_HEADER_BYTES = 4096,
@@ -39,6 +39,8 @@ enum {
     LAG_RECENT_LONG = 8,
     LAG_STACK_COPY_BYTES = 32 << 10,
     LAG_STACK_COPY_BYTES_V8 = 64 << 10,
+    LAG_MANAGED_BYTES = 32 << 10, /* most of one sample's managed section */
+    LAG_MAX_MANAGED_FRAMES = 256,
 };
 
 /* ---- histogram of iteration times: log-linear, 32 sub-buckets an octave, error <= 3.1 % -------------------------- */
@@ -87,6 +89,9 @@ struct lag_long_iteration {
     uint64_t duration_ns;
 };
 
+/* Which of a record's optional counters are measured here; the others are unknown, not zero. */
+enum { LAG_KNOWN_GIL_WAIT = 1, LAG_KNOWN_GC = 2, LAG_KNOWN_EVENTS = 4 };
+
 /* Iterations run from a wait's return to the next wait on the same loop. Exactly one of busy_since_ns and
  * idle_since_ns is non-zero once the loop has waited once. `seq` is odd while the loop thread updates the counters. */
 struct lag_loop_slot {
@@ -119,7 +124,13 @@ struct lag_loop_slot {
     uint64_t sched_wait_ns;    /* [W] time runnable but not running */
     uint64_t sched_at_ns;      /* [W] 0 = never read */
     uint64_t sched_first_wait_ns; /* [W] sched_wait_ns at the first look */
-    uint64_t reserved[15];
+    uint64_t known;            /* [L] [W] atomic, LAG_KNOWN_* */
+    uint64_t gil_wait_ns;      /* [L] total time this thread waited for the interpreter's lock, closed waits */
+    uint64_t gil_wait_since_ns; /* [L] of an open wait, 0 = none */
+    uint64_t gc_ns;            /* [W] or [L], whoever the runtime makes it: total time of garbage collections on it */
+    uint64_t iteration_events; /* [L] what the wait that began the open iteration returned */
+    uint32_t recent_events[LAG_RECENT_LONG]; /* [L] the same for each entry of recent_long */
+    uint64_t reserved[6];
     uint64_t histogram[LAG_HISTOGRAM_BUCKETS]; /* [L] of closed iterations */
 };
 
@@ -169,7 +180,9 @@ enum {
     LAG_LOOK_PAGE_FAULT = 4,
     LAG_LOOK_RUN_QUEUE = 5,
     LAG_LOOK_UNKNOWN = 6,
-    LAG_LOOKS = 8,
+    LAG_LOOK_GIL_WAIT = 7,
+    LAG_LOOK_GC = 8,
+    LAG_LOOKS = 9,
 };
 
 struct lag_stall {
@@ -192,18 +205,24 @@ struct lag_stall {
     int32_t syscall_nr;        /* [W] the call it was most seen in, -1 = none */
     uint32_t looks;            /* [W] */
     char wait_channel[32];     /* [W] wchan of that look, "" = unknown */
-    uint64_t reserved[7];
+    uint64_t known;            /* [W] LAG_KNOWN_* of this record */
+    uint64_t gil_wait_ns;      /* [W] within the iteration, as the loop's thread measured it */
+    uint64_t gc_ns;            /* [W] */
+    uint64_t events;           /* [W] what the wait that began the iteration returned */
+    uint64_t reserved[2];
 };
 
 /* ---- raw samples --------------------------------------------------------------------------------------------- */
 
 enum { LAG_SAMPLE_MAGIC = 0x4c504d53, LAG_SAMPLE_FILLER = 0x4c4c4946 };
 
-enum { LAG_SAMPLE_SIGNAL = 1, LAG_SAMPLE_PASSIVE = 2 };
+enum { LAG_SAMPLE_SIGNAL = 1, LAG_SAMPLE_PASSIVE = 2, LAG_SAMPLE_INTERRUPT = 3 };
 
 enum {
     LAG_SAMPLE_TRUNCATED = 1, /* the stack went on beyond the copy */
     LAG_SAMPLE_NO_STACK = 2,  /* `no_stack_reason` says why */
+    LAG_SAMPLE_LATE = 4,      /* the managed frames were served after the moment they were asked for */
+    LAG_SAMPLE_IN_GC = 8,     /* a garbage collection was running */
 };
 
 enum {
@@ -243,10 +262,50 @@ struct lag_sample {
     uint64_t regs[LAG_REGS];
     uint64_t stack_base;   /* the address of the first copied byte */
     uint32_t stack_bytes;
-    uint32_t managed_bytes; /* interpreter memory behind the stack copy; 0 in version 1 */
+    uint32_t managed_bytes; /* struct lag_managed with what follows it, behind the stack copy; 0 = none */
     char wait_channel[32];
     uint64_t reserved[2];
-    /* stack_bytes of stack follow */
+    /* stack_bytes of stack follow (a multiple of 8), then managed_bytes */
+};
+
+/* The interpreter's side of a sample, decoded by the agent while the objects were there to be read: frames of the
+ * sampled thread, then frames of the thread that blocks it, then the bytes of all texts. Written by the watchdog. */
+struct lag_text {
+    uint32_t offset; /* from the first text byte of this section */
+    uint32_t bytes;  /* UTF-8; 0 = unknown */
+};
+
+enum { LAG_MANAGED_PYTHON = 1, LAG_MANAGED_JAVASCRIPT = 2 };
+
+enum {
+    LAG_FRAME_COROUTINE = 1,
+    LAG_FRAME_ENTRY = 2,       /* the interpreter was entered from native code here: the root of its run of frames */
+    LAG_FRAME_LATE = 4,
+    LAG_FRAME_APPROXIMATE = 8, /* `line` is where the function begins, not where it stands */
+};
+
+struct lag_managed_frame {
+    uint64_t stack_address; /* an address on the thread's stack that belongs to this frame, or to its run; 0 = unknown */
+    struct lag_text function;
+    struct lag_text file;
+    uint32_t line;   /* 1, 2, ...; 0 = unknown */
+    uint32_t column; /* 1, 2, ...; 0 = unknown */
+    uint16_t kind;   /* LAG_MANAGED_* */
+    uint16_t flags;  /* LAG_FRAME_* */
+    uint32_t reserved;
+};
+
+struct lag_managed {
+    uint32_t frames;         /* of the sampled thread, leaf first */
+    uint32_t blocker_frames; /* of the thread that holds what it waits for, leaf first */
+    uint32_t text_bytes;
+    int32_t blocker_tid;     /* 0 = unknown */
+    struct lag_text blocker_name;
+    struct lag_text task;
+    struct lag_text method;
+    struct lag_text path;
+    struct lag_text phase;
+    uint64_t reserved;
 };
 
 /* ---- modules and strings --------------------------------------------------------------------------------------- */
@@ -288,6 +347,9 @@ enum {
     LAG_DEGRADED_NO_TASK_DIR = 256,     /* /proc/self/task/TID is missing (foreign pid namespace) */
     LAG_DEGRADED_MEMFD = 512,           /* no directory took the segment: it dies with the process */
     LAG_DEGRADED_STACKS_OFF = 1024,     /* LOOPLAG_STACKS=0 */
+    LAG_DEGRADED_NO_PYTHON = 2048,      /* the interpreter's layout is not known, or the self-check failed */
+    LAG_DEGRADED_NO_JAVASCRIPT = 4096,  /* V8's layout was not found, or the self-check failed */
+    LAG_DEGRADED_NO_POOLS = 8192,       /* the runtime has pools that cannot be read here */
 };
 
 /* A reader's wish for a threshold. A reader owns an entry while it holds an open-file-description write lock on its
@@ -363,6 +425,8 @@ _Static_assert(LAG_HISTOGRAM_BUCKETS == 928, "histogram layout");
 _Static_assert(sizeof(struct lag_pool_slot) == 256, "pool slot layout");
 _Static_assert(sizeof(struct lag_stall) == 256, "stall layout");
 _Static_assert(sizeof(struct lag_sample) == 272, "sample layout");
+_Static_assert(sizeof(struct lag_managed_frame) == 40, "managed frame layout");
+_Static_assert(sizeof(struct lag_managed) == 64, "managed section layout");
 _Static_assert(sizeof(struct lag_module) == 96, "module layout");
 _Static_assert(sizeof(struct lag_lease) == 32, "lease layout");
 _Static_assert(offsetof(struct lag_header, loops) == 32, "header layout");

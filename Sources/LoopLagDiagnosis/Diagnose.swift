@@ -13,12 +13,26 @@ public struct StallDiagnosis: Hashable, Sendable {
     /// The call the thread waited in, where the cause is a wait in the kernel.
     public var syscall: String?
     public var culprit: Frame?
+    /// What most of the samples were serving; nil where none of them says.
+    public var request: ReportStall.Request?
+    public var task: String?
+    public var phase: String?
+    /// The thread that held what this one waited for.
+    public var blockedBy: BlockingThread?
 
-    public init(cause: Cause, evidence: [String: Double], syscall: String?, culprit: Frame?) {
+    public init(
+        cause: Cause, evidence: [String: Double], syscall: String?, culprit: Frame?,
+        request: ReportStall.Request? = nil, task: String? = nil, phase: String? = nil,
+        blockedBy: BlockingThread? = nil
+    ) {
         self.cause = cause
         self.evidence = evidence
         self.syscall = syscall
         self.culprit = culprit
+        self.request = request
+        self.task = task
+        self.phase = phase
+        self.blockedBy = blockedBy
     }
 }
 
@@ -45,13 +59,33 @@ public func diagnose(
     note("major_faults", Double(evidence.majorFaults))
     note("watchdog_late_ns", nanoseconds(evidence.watchdogLate))
     note("looks", Double(evidence.looks))
+    note("gil_wait_time_ns", evidence.gilWaitTime.map(nanoseconds) ?? 0)
+    note("gc_time_ns", evidence.gcTime.map(nanoseconds) ?? 0)
+    note("events", evidence.events.map(Double.init) ?? 0)
 
     var syscall: String?
     if cause == .syscall || cause == .lock || cause == .pageFault, let number = evidence.syscallNumber, number >= 0 {
         syscall = syscallName(number) ?? "syscall_\(number)"
     }
     let rules = UserCode(executable: executable, prefixes: userCode)
-    return StallDiagnosis(cause: cause, evidence: numbers, syscall: syscall, culprit: rules.culprit(of: samples))
+    let culprit = rules.culprit(of: samples)
+    // Several callbacks can share an iteration: what is told of the stall is what its culprit was doing.
+    let blamed = culprit.map { culprit in samples.filter { rules.leaf(of: $0)?.function == culprit.function } } ?? []
+    let witnesses = blamed.isEmpty ? samples : blamed
+    return StallDiagnosis(
+        cause: cause, evidence: numbers, syscall: syscall, culprit: culprit,
+        request: mostCommon(witnesses.compactMap(\.request)), task: mostCommon(witnesses.compactMap(\.task)),
+        phase: mostCommon(witnesses.compactMap(\.phase)),
+        blockedBy: witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
+            ?? witnesses.lazy.compactMap(\.blockedBy).first)
+}
+
+/// The first of those that occur most.
+private func mostCommon<Value: Hashable>(_ values: [Value]) -> Value? {
+    var counts: [Value: Int] = [:]
+    for value in values { counts[value, default: 0] += 1 }
+    let most = counts.values.max()
+    return values.first { counts[$0] == most }
 }
 
 private func nanoseconds(_ duration: Duration) -> Double { max(0, Double(duration.nanosecondCount)) }
@@ -97,7 +131,7 @@ private struct CauseShares {
         lengths = [
             .processStopped: stopped, .runQueue: queued, .lock: nanoseconds(evidence.inLock),
             .pageFault: nanoseconds(evidence.pageFault), .syscall: nanoseconds(evidence.inSyscall), .onCPU: onCPU,
-            .unknown: unknown,
+            .unknown: unknown, .gilWait: nanoseconds(evidence.inGILWait), .gc: nanoseconds(evidence.inGC),
         ]
     }
 

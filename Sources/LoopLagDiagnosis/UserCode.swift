@@ -24,7 +24,7 @@ public struct UserCode: Sendable {
     public func culprit(of samples: [StackSample]) -> Frame? {
         var votes: [(key: String, frame: Frame, count: Int)] = []
         for sample in samples {
-            guard let frame = sample.frames.first(where: isUserCode) else { continue }
+            guard let frame = leaf(of: sample) else { continue }
             let key = [frame.function, frame.module ?? "", frame.file ?? ""].joined(separator: "\u{0}")
             if let i = votes.firstIndex(where: { $0.key == key }) {
                 votes[i].count += 1
@@ -36,6 +36,9 @@ public struct UserCode: Sendable {
         for vote in votes where vote.count > (best?.count ?? 0) { best = vote }
         return best?.frame
     }
+
+    /// The leaf-most frame of the user's own code in one sample.
+    public func leaf(of sample: StackSample) -> Frame? { sample.frames.first(where: isUserCode) }
 
     public func isUserCode(_ frame: Frame) -> Bool {
         if prefixes.contains(where: { matches($0, frame) }) { return true }

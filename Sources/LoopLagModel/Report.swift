@@ -200,7 +200,7 @@ public struct ReportLoop: Hashable, Sendable, Codable {
     public init(
         id: String, tid: Int32, threadName: String, kind: String, role: LoopRole, iterations: Int64, busyNS: Int64,
         idleNS: Int64, utilization: Double?, stallCount: Int64, stalledNS: Int64, iteration: Iteration, delay: Delay,
-        runQueueWaitNS: Int64?
+        runQueueWaitNS: Int64?, gilWaitNS: Int64? = nil, gcNS: Int64? = nil
     ) {
         self.id = id
         self.tid = tid
@@ -216,6 +216,8 @@ public struct ReportLoop: Hashable, Sendable, Codable {
         self.iteration = iteration
         self.delay = delay
         self.runQueueWaitNS = runQueueWaitNS
+        self.gilWaitNS = gilWaitNS
+        self.gcNS = gcNS
     }
 }
 

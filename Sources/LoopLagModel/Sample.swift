@@ -29,11 +29,19 @@ public struct RawSample: Hashable, Sendable {
     public var registers: [UInt64?]
     public var stackBase: UInt64
     public var stack: [UInt8]
+    /// The interpreter's side; nil where the agent had none.
+    public var managed: ManagedStack?
+    /// A garbage collection was running.
+    public var isInGC: Bool
+    /// The managed frames were served after the moment they were asked for.
+    public var isLate: Bool
 
     public init(
         position: UInt64, stallID: UInt64, loopSlot: Int, tid: Int32, time: MonotonicTime, offset: Duration,
         pause: Duration, method: CaptureMethod, threadState: Character, syscallNumber: Int?, waitChannel: String?,
-        isTruncated: Bool, noStackReason: String?, registers: [UInt64?], stackBase: UInt64, stack: [UInt8]
+        isTruncated: Bool, noStackReason: String?, registers: [UInt64?], stackBase: UInt64, stack: [UInt8],
+        managed: ManagedStack? = nil, isInGC: Bool = false,
+        isLate: Bool = false
     ) {
         self.position = position
         self.stallID = stallID
@@ -51,6 +59,60 @@ public struct RawSample: Hashable, Sendable {
         self.registers = registers
         self.stackBase = stackBase
         self.stack = stack
+        self.managed = managed
+        self.isInGC = isInGC
+        self.isLate = isLate
+    }
+}
+
+/// A frame of CPython or V8, as the agent decoded it.
+public struct ManagedFrame: Hashable, Sendable {
+    public var frame: Frame
+    /// An address on the thread's stack that belongs to this frame or to its run; places it among native frames.
+    public var stackAddress: UInt64?
+    /// The interpreter was entered from native code here: the root of its run of frames.
+    public var isEntry: Bool
+
+    public init(frame: Frame, stackAddress: UInt64?, isEntry: Bool) {
+        self.frame = frame
+        self.stackAddress = stackAddress
+        self.isEntry = isEntry
+    }
+}
+
+/// What the interpreter was doing when a sample was taken.
+public struct ManagedStack: Hashable, Sendable {
+    /// Of the sampled thread, leaf first.
+    public var frames: [ManagedFrame]
+    /// Who holds what the thread waits for.
+    public var blocker: BlockingThread?
+    public var task: String?
+    public var request: ReportStall.Request?
+    public var phase: String?
+
+    public init(
+        frames: [ManagedFrame], blocker: BlockingThread? = nil, task: String? = nil,
+        request: ReportStall.Request? = nil, phase: String? = nil
+    ) {
+        self.frames = frames
+        self.blocker = blocker
+        self.task = task
+        self.request = request
+        self.phase = phase
+    }
+}
+
+/// The thread that holds the interpreter's lock, or the mutex, that a stalled loop waits for.
+public struct BlockingThread: Hashable, Sendable {
+    public var tid: Int32
+    public var name: String
+    /// Leaf first; may be empty.
+    public var frames: [Frame]
+
+    public init(tid: Int32, name: String, frames: [Frame]) {
+        self.tid = tid
+        self.name = name
+        self.frames = frames
     }
 }
 
@@ -69,10 +131,15 @@ public struct Frame: Hashable, Sendable, Codable {
     /// Relative to the module where there is one (the ELF file's own address), else absolute.
     public var address: UInt64?
     public var inlined: Bool?
+    /// True for a frame of a coroutine or an async function; absent otherwise.
+    public var coroutine: Bool?
+    /// True where `line` is where the function begins and not where it stands; absent otherwise.
+    public var approximate: Bool?
 
     public init(
         function: String, kind: FrameKind, file: String? = nil, line: Int? = nil, column: Int? = nil,
-        module: String? = nil, address: UInt64? = nil, inlined: Bool? = nil
+        module: String? = nil, address: UInt64? = nil, inlined: Bool? = nil, coroutine: Bool? = nil,
+        approximate: Bool? = nil
     ) {
         self.function = function
         self.kind = kind
@@ -82,6 +149,8 @@ public struct Frame: Hashable, Sendable, Codable {
         self.module = module
         self.address = address
         self.inlined = inlined
+        self.coroutine = coroutine
+        self.approximate = approximate
     }
 }
 
@@ -99,10 +168,19 @@ public struct StackSample: Hashable, Sendable {
     /// Served after the moment it was asked for.
     public var isLate: Bool
     public var noStackReason: String?
+    /// A garbage collection was running.
+    public var isInGC: Bool
+    public var task: String?
+    public var request: ReportStall.Request?
+    /// Of node's loop: timers, poll, check ...
+    public var phase: String?
+    public var blockedBy: BlockingThread?
 
     public init(
         stallID: UInt64, position: UInt64, offset: Duration, threadState: Character, method: CaptureMethod,
-        frames: [Frame], isTruncated: Bool, isLate: Bool = false, noStackReason: String? = nil
+        frames: [Frame], isTruncated: Bool, isLate: Bool = false, noStackReason: String? = nil, isInGC: Bool = false,
+        task: String? = nil, request: ReportStall.Request? = nil, phase: String? = nil,
+        blockedBy: BlockingThread? = nil
     ) {
         self.stallID = stallID
         self.position = position
@@ -113,5 +191,10 @@ public struct StackSample: Hashable, Sendable {
         self.isTruncated = isTruncated
         self.isLate = isLate
         self.noStackReason = noStackReason
+        self.isInGC = isInGC
+        self.task = task
+        self.request = request
+        self.phase = phase
+        self.blockedBy = blockedBy
     }
 }

@@ -115,13 +115,17 @@ public struct LoopSnapshot: Sendable {
     public var histogram: IterationHistogram
     /// Time runnable but not running since the agent first looked; nil when /proc did not say.
     public var runQueueWait: Duration?
+    /// Time this thread waited for the interpreter's lock, closed waits only; nil where it is not measured.
+    public var gilWait: Duration?
+    /// Time of garbage collections on this loop's thread; nil where it is not measured.
+    public var gc: Duration?
 
     public init(
         id: LoopID, isLive: Bool, tid: Int32, threadName: String, descriptor: Int32, wait: WaitKind,
         agentRole: LoopRole?, callerPC: UInt64, registeredAt: MonotonicTime, retiredAt: MonotonicTime?,
         busySince: MonotonicTime?, idleSince: MonotonicTime?, iterations: UInt64, busy: Duration, idle: Duration,
         events: UInt64, stallCount: UInt64, stalled: Duration, longest: Duration?, shortest: Duration?,
-        histogram: IterationHistogram, runQueueWait: Duration?
+        histogram: IterationHistogram, runQueueWait: Duration?, gilWait: Duration? = nil, gc: Duration? = nil
     ) {
         self.id = id
         self.isLive = isLive
@@ -145,6 +149,8 @@ public struct LoopSnapshot: Sendable {
         self.shortest = shortest
         self.histogram = histogram
         self.runQueueWait = runQueueWait
+        self.gilWait = gilWait
+        self.gc = gc
     }
 }
 
@@ -211,6 +217,8 @@ public struct StallEvidence: Hashable, Sendable {
     public var pageFault: Duration
     public var runQueueLooks: Duration
     public var unknown: Duration
+    public var inGILWait: Duration
+    public var inGC: Duration
     /// The scheduler's own account between the first look and the last.
     public var cpuTime: Duration
     public var runQueueTime: Duration
@@ -219,13 +227,19 @@ public struct StallEvidence: Hashable, Sendable {
     public var watchdogLate: Duration
     public var syscallNumber: Int?
     public var waitChannel: String?
+    /// Within this iteration, as the loop's own thread or the runtime measured it; nil where nobody did.
+    public var gilWaitTime: Duration?
+    public var gcTime: Duration?
+    /// What the wait that began the iteration returned; nil where it was not counted.
+    public var events: UInt64?
 
     public init(
         looks: Int = 0, observed: Duration = .zero, onCPU: Duration = .zero, inSyscall: Duration = .zero,
         inLock: Duration = .zero, stopped: Duration = .zero, pageFault: Duration = .zero,
         runQueueLooks: Duration = .zero, unknown: Duration = .zero, cpuTime: Duration = .zero,
         runQueueTime: Duration = .zero, majorFaults: UInt64 = 0, watchdogLate: Duration = .zero,
-        syscallNumber: Int? = nil, waitChannel: String? = nil
+        syscallNumber: Int? = nil, waitChannel: String? = nil, inGILWait: Duration = .zero, inGC: Duration = .zero,
+        gilWaitTime: Duration? = nil, gcTime: Duration? = nil, events: UInt64? = nil
     ) {
         self.looks = looks
         self.observed = observed
@@ -242,6 +256,11 @@ public struct StallEvidence: Hashable, Sendable {
         self.watchdogLate = watchdogLate
         self.syscallNumber = syscallNumber
         self.waitChannel = waitChannel
+        self.inGILWait = inGILWait
+        self.inGC = inGC
+        self.gilWaitTime = gilWaitTime
+        self.gcTime = gcTime
+        self.events = events
     }
 }
 

@@ -54,7 +54,9 @@ public enum ReportBuilder {
                     busyNS: window.busy.nanosecondCount, idleNS: window.idle.nanosecondCount,
                     utilization: window.utilization, stallCount: Int64(window.stallCount),
                     stalledNS: window.stalled.nanosecondCount, iteration: window.iteration, delay: window.delay,
-                    runQueueWaitNS: window.runQueueWait?.nanosecondCount))
+                    runQueueWaitNS: window.runQueueWait?.nanosecondCount,
+                    gilWaitNS: since(\.gilWait, loop, before[loop.id])?.nanosecondCount,
+                    gcNS: since(\.gc, loop, before[loop.id])?.nanosecondCount))
             let from = process.from == nil ? loop.registeredAt : start
             for stall in own where isReported(stall, threshold: input.threshold, from: from, end: end) {
                 reported.append(
@@ -75,6 +77,14 @@ public enum ReportBuilder {
             thread.reported(prefix: prefix) { frames.index(of: $0) }
         }
         return result
+    }
+
+    /// How much a counter has grown within the window; nil where it is not measured.
+    private static func since(
+        _ counter: (LoopSnapshot) -> Duration?, _ loop: LoopSnapshot, _ before: LoopSnapshot?
+    ) -> Duration? {
+        guard let now = counter(loop) else { return nil }
+        return max(.zero, now - (before.flatMap(counter) ?? .zero))
     }
 
     /// A dead process's counters stand still at its death, not at the moment its segment was read.
@@ -135,11 +145,22 @@ public enum ReportBuilder {
                 samples.lazy.compactMap(\.noStackReason).first
                 ?? (stall.detectedAt == nil ? "it had ended before the watchdog looked" : nil)
         }
-        return ReportStall(
+        var result = ReportStall(
             id: id, loopID: loopID, start: clock.timestamp(stall.start), durationNS: stall.duration.nanosecondCount,
             open: stall.state == .open, cause: diagnosis.cause, evidence: diagnosis.evidence,
             syscall: diagnosis.syscall, culprit: diagnosis.culprit.map(FrameText.printable), samples: stacks,
             noStackReason: reason.map(PlainText.printable))
+        result.request = diagnosis.request.map {
+            ReportStall.Request(method: PlainText.printable($0.method), path: PlainText.printable($0.path))
+        }
+        result.task = diagnosis.task.map(PlainText.printable)
+        result.phase = diagnosis.phase.map(PlainText.printable)
+        result.blockedBy = diagnosis.blockedBy.map { blocker in
+            ReportStall.BlockedBy(
+                tid: blocker.tid, threadName: PlainText.printable(blocker.name),
+                stack: blocker.frames.map { frames.index(of: $0) })
+        }
+        return result
     }
 
     private static func build(_ pool: PoolSnapshot, prefix: String) -> ReportPool {

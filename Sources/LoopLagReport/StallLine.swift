@@ -97,6 +97,9 @@ public enum StallLine {
             loop: PlainText.printable(event.loop.name), kind: PlainText.printable(event.loop.kind),
             cause: event.diagnosis?.cause, evidence: event.diagnosis?.evidence, syscall: event.diagnosis?.syscall,
             culprit: event.diagnosis?.culprit.map(FrameText.printable), request: event.request,
+            task: event.diagnosis?.task.map(PlainText.printable),
+            phase: event.diagnosis?.phase.map(PlainText.printable),
+            blockedBy: event.diagnosis?.blockedBy.map(Blocker.init),
             stack: event.stack.map { $0.map(FrameText.printable) })
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
@@ -105,6 +108,20 @@ public enum StallLine {
             return #"{"event":"\#(event.kind.rawValue)","pid":\#(event.pid)}"#
         }
         return String(decoding: data, as: UTF8.self)
+    }
+
+    /// As in the report, with its frames in place: an event refers to no table.
+    private struct Blocker: Encodable {
+        var tid: Int32
+        var threadName: String
+        var stack: [Frame]
+        enum CodingKeys: String, CodingKey { case tid, threadName = "thread_name", stack }
+
+        init(_ thread: BlockingThread) {
+            tid = thread.tid
+            threadName = PlainText.printable(thread.name)
+            stack = thread.frames.map(FrameText.printable)
+        }
     }
 
     private struct Line: Encodable {
@@ -125,11 +142,15 @@ public enum StallLine {
         var syscall: String?
         var culprit: Frame?
         var request: ReportStall.Request?
+        var task: String?
+        var phase: String?
+        var blockedBy: Blocker?
         var stack: [Frame]?
 
         enum CodingKeys: String, CodingKey {
             case event, time, pid, loopID = "loop_id", stallID = "stall_id", elapsedNS = "elapsed_ns"
             case durationNS = "duration_ns", dropped, server, loop, kind, cause, evidence, syscall, culprit, request,
+                task, phase, blockedBy = "blocked_by",
                 stack
         }
     }

@@ -57,14 +57,28 @@ public final class StackDecoder {
 
     private func decodeLocked(_ sample: RawSample) -> StackSample {
         let unwound = unwinder.unwind(sample)
-        let frames = unwound.frames.flatMap { cachedFrames(at: $0.pc, isReturnAddress: $0.isReturnAddress) }
+        let frames = merged(unwound, sample.managed)
         save(isLast: false)
         return StackSample(
             stallID: sample.stallID, position: sample.position, offset: sample.offset,
             threadState: sample.threadState, method: unwound.isReconstructed ? .passiveReconstructed : sample.method,
             frames: frames,
             isTruncated: !unwound.frames.isEmpty && !unwound.isRooted,
-            noStackReason: sample.noStackReason ?? (frames.isEmpty ? "no registers" : nil))
+            isLate: sample.isLate,
+            noStackReason: frames.isEmpty ? sample.noStackReason ?? "no registers" : nil, isInGC: sample.isInGC,
+            task: sample.managed?.task, request: sample.managed?.request, phase: sample.managed?.phase,
+            blockedBy: sample.managed?.blocker)
+    }
+
+    private func merged(_ unwound: UnwindResult, _ managed: ManagedStack?) -> [Frame] {
+        let native = unwound.frames.indices.map { index in
+            let frame = unwound.frames[index]
+            return ManagedMerge.Native(
+                stackPointer: frame.stackPointer,
+                end: index + 1 < unwound.frames.count ? unwound.frames[index + 1].stackPointer : .max,
+                frames: cachedFrames(at: frame.pc, isReturnAddress: frame.isReturnAddress))
+        }
+        return ManagedMerge.merge(native: native, managed: managed?.frames ?? [])
     }
 
     /// The frames at one PC, inlined ones first.

@@ -98,7 +98,7 @@ enum Decode {
 
     private static let degradedNames = [
         "no-syscall-file", "no-signal", "no-safe-read", "small-segment", "no-private-fds", "budget", "modules-full",
-        "loops-full", "no-task-dir", "memfd", "stacks-off",
+        "loops-full", "no-task-dir", "memfd", "stacks-off", "no-python", "no-javascript", "no-pools",
     ]
 
     /// By bit; a later agent's bits keep their number, so that nothing is hidden.
@@ -133,7 +133,8 @@ enum Decode {
             stalled: duration(slot.pointee.stalled_ns),
             longest: hasIterated ? duration(slot.pointee.max_ns) : nil,
             shortest: hasIterated && slot.pointee.min_ns != .max ? duration(slot.pointee.min_ns) : nil,
-            histogram: histogram, runQueueWait: runQueueWait(slot))
+            histogram: histogram, runQueueWait: runQueueWait(slot), gilWait: gilWait(slot),
+            gc: isKnown(slot.pointee.known, LAG_KNOWN_GC) ? duration(slot.pointee.gc_ns) : nil)
     }
 
     static func histogram(_ slot: UnsafePointer<lag_loop_slot>) -> IterationHistogram {
@@ -148,6 +149,13 @@ enum Decode {
         guard slot.pointee.sched_at_ns != 0 else { return nil }
         let (wait, first) = (slot.pointee.sched_wait_ns, slot.pointee.sched_first_wait_ns)
         return wait > first ? duration(wait - first) : .zero
+    }
+
+    private static func isKnown(_ known: UInt64, _ bit: Int) -> Bool { known & UInt64(bit) != 0 }
+
+    /// Of closed waits: how long the open one will last is the later snapshots' to say.
+    private static func gilWait(_ slot: UnsafePointer<lag_loop_slot>) -> Duration? {
+        isKnown(slot.pointee.known, LAG_KNOWN_GIL_WAIT) ? duration(slot.pointee.gil_wait_ns) : nil
     }
 
     private static func waitKind(_ raw: UInt32) -> WaitKind {
@@ -244,7 +252,11 @@ enum Decode {
                 cpuTime: duration(raw.cpu_ns), runQueueTime: duration(raw.run_queue_ns),
                 majorFaults: count(raw.major_faults), watchdogLate: duration(raw.watchdog_late_ns),
                 syscallNumber: raw.syscall_nr >= 0 ? Int(raw.syscall_nr) : nil,
-                waitChannel: channel.isEmpty ? nil : channel)
+                waitChannel: channel.isEmpty ? nil : channel, inGILWait: look(Int(LAG_LOOK_GIL_WAIT)),
+                inGC: look(Int(LAG_LOOK_GC)),
+                gilWaitTime: isKnown(raw.known, LAG_KNOWN_GIL_WAIT) ? duration(raw.gil_wait_ns) : nil,
+                gcTime: isKnown(raw.known, LAG_KNOWN_GC) ? duration(raw.gc_ns) : nil,
+                events: isKnown(raw.known, LAG_KNOWN_EVENTS) ? count(raw.events) : nil)
         }
     }
 }

@@ -137,13 +137,26 @@ struct RingWalk {
             waitChannel: channel.isEmpty ? nil : channel,
             isTruncated: Int(raw.flags) & Int(LAG_SAMPLE_TRUNCATED) != 0,
             noStackReason: hasStack ? nil : Decode.dropReason(raw.no_stack_reason),
-            registers: registers, stackBase: raw.stack_base, stack: hasStack ? Array(stack) : [])
+            registers: registers, stackBase: raw.stack_base, stack: hasStack ? Array(stack) : [],
+            managed: managed(record), isInGC: Int(raw.flags) & Int(LAG_SAMPLE_IN_GC) != 0,
+            isLate: Int(raw.flags) & Int(LAG_SAMPLE_LATE) != 0)
+    }
+
+    /// The interpreter's section behind the stack copy; nil when there is none or it does not fit.
+    private static func managed(_ record: UnsafePointer<lag_sample>) -> ManagedStack? {
+        let room = Int(record.pointee.total_bytes) - MemoryLayout<lag_sample>.size
+        let offset = (Int(record.pointee.stack_bytes) + 7) & ~7
+        let count = Int(record.pointee.managed_bytes)
+        guard count > 0, offset <= room, count <= room - offset else { return nil }
+        let start = UnsafeRawPointer(record).advanced(by: MemoryLayout<lag_sample>.size + offset)
+        return ManagedSection.decode(UnsafeRawBufferPointer(start: start, count: count))
     }
 
     private static func method(_ raw: UInt8) -> CaptureMethod? {
         switch Int(raw) {
         case LAG_SAMPLE_SIGNAL: .signal
         case LAG_SAMPLE_PASSIVE: .passive
+        case LAG_SAMPLE_INTERRUPT: .interrupt
         default: nil
         }
     }

@@ -62,7 +62,7 @@ struct SampleRingTests {
         var generator = SeededGenerator(state: UInt64(size))
         for id in 1...200 as ClosedRange<UInt64> {
             let stackBytes = Int.random(in: 0...(size / 2 - 300), using: &generator)
-            guard ring.hasRoom(stackBytes: stackBytes) else { continue }
+            guard ring.hasRoom(stackBytes: stackBytes, managedBytes: 0) else { continue }
             append(&ring, id: id, stackBytes: stackBytes)
             let found = walk(fixture)
             #expect(found.last?.stall_id == id)
@@ -93,7 +93,7 @@ struct SampleRingTests {
         defer { fixture.release() }
         var ring = try #require(SampleRing(fixture.segment))
         defer { ring.release() }
-        #expect(!ring.hasRoom(stackBytes: 4096))
+        #expect(!ring.hasRoom(stackBytes: 4096, managedBytes: 0))
         append(&ring, id: 1, stackBytes: 4096)
         #expect(fixture.header.samples_head == 0)
 
@@ -101,7 +101,7 @@ struct SampleRingTests {
         defer { none.release() }
         var empty = try #require(SampleRing(none.segment))
         defer { empty.release() }
-        #expect(!empty.hasRoom(stackBytes: 0))
+        #expect(!empty.hasRoom(stackBytes: 0, managedBytes: 0))
         append(&empty, id: 1, stackBytes: 0)
         #expect(none.header.samples_head == 0)
     }
@@ -134,7 +134,7 @@ struct StallBookTests {
         let fixture = try SegmentFixture()
         defer { fixture.release() }
         var book = StallBook(fixture.segment)
-        let id = book.open(slot: 3, view: view, start: 100, detected: 200)
+        let id = book.open(slot: 3, view: view, start: 100, detected: 200, events: 1)
         var record = try #require(fixture.stalls.first)
         #expect(record.id == id && record.state == UInt32(LAG_STALL_OPEN) && record.seq % 2 == 0)
         #expect(record.loop_index == 3 && record.loop_generation == 7 && record.tid == 42 && record.syscall_nr == -1)
@@ -150,8 +150,8 @@ struct StallBookTests {
         let fixture = try SegmentFixture(stalls: 8)
         defer { fixture.release() }
         var book = StallBook(fixture.segment)
-        let first = book.open(slot: 0, view: view, start: 1, detected: 1)
-        let ids = (0..<8 as Range<UInt64>).map { book.open(slot: 0, view: view, start: $0, detected: 1) }
+        let first = book.open(slot: 0, view: view, start: 1, detected: 1, events: 1)
+        let ids = (0..<8 as Range<UInt64>).map { book.open(slot: 0, view: view, start: $0, detected: 1, events: 1) }
         #expect(ids == Array(first + 1...first + 8))
         #expect(!book.change(first) { $0.pointee.duration_ns = 99 })
         #expect(!book.change(0) { $0.pointee.duration_ns = 99 })
@@ -164,7 +164,7 @@ struct StallBookTests {
         defer { fixture.release() }
         var book = StallBook(fixture.segment)
         fixture.segment.stalls[1].seq = 5
-        let id = book.open(slot: 0, view: view, start: 1, detected: 1)
+        let id = book.open(slot: 0, view: view, start: 1, detected: 1, events: 1)
         #expect(id == 1)
         #expect(fixture.segment.stalls[1].seq == 6)
     }

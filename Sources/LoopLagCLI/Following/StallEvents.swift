@@ -47,7 +47,7 @@ struct StallEvents {
             kind: kind, wallNanoseconds: Clock.wall(of: time), pid: process.identity.pid, server: process.name,
             loopID: stall.loop,
             loop: loop ?? LoopClass(kind: "epoll", role: .server, name: "thread \(stall.tid)"), stall: stall,
-            threshold: threshold, diagnosis: diagnosis, stack: newest)
+            threshold: threshold, diagnosis: diagnosis, stack: newest, request: diagnosis.request)
     }
 }
 

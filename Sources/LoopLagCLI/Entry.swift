@@ -72,8 +72,3 @@ struct LoopLagCommand: ParsableCommand {
             DoctorVerb.self,
         ])
 }
-
-enum Version {
-    static let number = "0.1.0"
-    static let text = "looplag \(number)"
-}

@@ -41,6 +41,9 @@ public struct AgentObject: Hashable, Sendable {
         throw .agentMissing(searched: candidates)
     }
 
+    /// Whether `locate` would take this file.
+    public static func isUsable(_ path: String) -> Bool { (try? checked(path)) != nil }
+
     private static func checked(_ path: String) throws(AttachError) -> AgentObject {
         if path.contains(where: { $0 == " " || $0 == ":" }) {
             // ld.so(8): the list's items are separated by spaces or colons and neither can be escaped.

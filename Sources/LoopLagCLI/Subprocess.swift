@@ -7,8 +7,11 @@
 import Glibc
 import LoopLagAttach
 
-struct Subprocess {
+final class Subprocess {
     let pid: Int32
+    private var ending: Ending?
+
+    private init(pid: Int32) { self.pid = pid }
 
     /// What it gets as its standard streams; they stay open on our side.
     struct Streams {
@@ -61,19 +64,23 @@ struct Subprocess {
         return Subprocess(pid: pid)
     }
 
-    /// How it ended; nil while it runs. Not to be asked again after an answer: the pid is no longer ours.
+    /// How it ended; nil while it runs.
     func reap() -> Ending? {
+        if let ending { return ending }
         var status: Int32 = 0
         while true {
             let result = waitpid(pid, &status, WNOHANG)
-            if result == pid { return Ending(wait: status) }
             if result < 0 && errno == EINTR { continue }
-            return result < 0 ? .exited(1) : nil
+            if result == pid { ending = Ending(wait: status) } else if result < 0 { ending = .exited(1) }
+            return ending
         }
     }
 
     /// To it and all that it started in its group.
-    func send(_ signal: Int32) { kill(-pid, signal) }
+    func send(_ signal: Int32) {
+        // Afterwards the number may be somebody else's.
+        if ending == nil { kill(-pid, signal) }
+    }
 
     enum Ending: Equatable {
         case exited(Int32)

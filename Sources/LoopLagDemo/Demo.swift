@@ -69,12 +69,13 @@ struct Demo {
     /// What `--serve-only` says: everything that the next step needs.
     private static func explain(port: Int) {
         let pid = getpid()
+        let looplag = getenv("LOOPLAG_COMMAND").map { String(cString: $0) } ?? "looplag"
         let first = ShopRoute.all.first { $0.misdeed != nil }?.path ?? ""
         write(
             """
             looplag-demo, process \(pid), listens on http://127.0.0.1:\(port)/ until Ctrl-C.
             In another terminal:
-              looplag stalls \(pid) --follow
+              \(looplag) stalls \(pid) --follow
               curl http://127.0.0.1:\(port)/\(first)
             Its routes:
             \(ShopRoute.listing)

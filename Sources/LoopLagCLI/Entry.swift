@@ -68,7 +68,7 @@ struct LoopLagCommand: ParsableCommand {
             """,
         version: Version.text,
         subcommands: [
-            RunVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, ReportVerb.self,
+            RunVerb.self, TopVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, ReportVerb.self,
             DoctorVerb.self,
         ])
 }

@@ -95,7 +95,8 @@ extension EndToEnd {
             #expect(Segments.path(ofProcess: server) == nil)
         }
 
-        @Test("However the demo ends, its server ends with it and leaves nothing", arguments: [SIGKILL, SIGTERM, SIGINT])
+        @Test(
+            "However the demo ends, its server ends with it and leaves nothing", arguments: [SIGKILL, SIGTERM, SIGINT])
         func serverEndsToo(signal: Int32) throws {
             let child = try LoopLagTool.start(["demo", "--duration", "60s"])
             defer { child.end() }

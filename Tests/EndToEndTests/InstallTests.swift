@@ -143,7 +143,8 @@ extension EndToEnd {
         func version() throws {
             let result = try LoopLagTool.run(["--version"])
             let match = try #require(
-                result.output.wholeMatch(of: /looplag \d+\.\d+\.\d+ \(commit ([0-9a-f]{7}(?:-dirty)?|unknown), layout (\d+)\)\n/))
+                result.output.wholeMatch(
+                    of: /looplag \d+\.\d+\.\d+ \(commit ([0-9a-f]{7}(?:-dirty)?|unknown), layout (\d+)\)\n/))
             let header = try String(
                 contentsOf: Tools.repository.appending(path: "Sources/CLoopLagLayout/include/looplag_layout.h"),
                 encoding: .utf8)
@@ -151,7 +152,8 @@ extension EndToEnd {
             let git = try run(["/usr/bin/env", "git", "-C", Tools.repository.path, "rev-parse", "--short=7", "HEAD"])
             let commit = git.output.trimmingCharacters(in: .whitespacesAndNewlines)
             // Without git, or where it distrusts the folder, nobody knows.
-            #expect(git.status == .exited(0) ? match.1.hasPrefix(commit) : match.1 == "unknown", "\(match.1), \(commit)")
+            #expect(
+                git.status == .exited(0) ? match.1.hasPrefix(commit) : match.1 == "unknown", "\(match.1), \(commit)")
         }
 
         private func verbs() throws -> [String] {
@@ -174,7 +176,8 @@ extension EndToEnd {
                 let calls = parts[1].split(separator: "\n").filter { $0.contains("looplag") && $0.hasPrefix("  ") }
                 #expect(calls.contains { $0.contains("looplag \(verb)") || $0.contains("looplag install") }, "\(verb)")
                 for call in calls {
-                    let own = call.components(separatedBy: " -- ")[0].components(separatedBy: "looplag \(verb)").last ?? ""
+                    let own =
+                        call.components(separatedBy: " -- ")[0].components(separatedBy: "looplag \(verb)").last ?? ""
                     for option in own.components(separatedBy: "'")[0].matches(of: /(?:^| )(--[a-z-]+|-[a-z])(?= |$)/) {
                         #expect(parts[0].contains(option.1), "\(verb): \(option.1)")
                     }

@@ -34,7 +34,9 @@ enum Examples {
         ],
         "top": [
             Example("looplag top", "every process with an agent"),
-            Example("looplag top 4242", "one process and what it starts"),
+            Example("looplag top 4242 --threshold 20ms", "one process and what it starts; stalls of 20 ms and more"),
+            Example("looplag top --iterations 5 | cat", "five seconds as plain lines"),
+            Example("looplag top 4242 --json --interval 10s", "a report of the last minute every ten seconds"),
         ],
         "stalls": [
             Example("looplag stalls 4242", "the stalls still on record, also of a process that was killed"),

@@ -7,6 +7,7 @@ import ArgumentParser
 import Glibc
 import LoopLagAttach
 import LoopLagModel
+import LoopLagReport
 import LoopLagTelemetry
 
 struct DemoVerb: ParsableCommand {
@@ -16,7 +17,7 @@ struct DemoVerb: ParsableCommand {
         discussion: """
             Starts a small Hummingbird server on loopback whose routes block their event loops in every usual way, sends \
             it requests, and shows what LoopLag sees. Nothing of it is left when it ends. On a pipe it prints plain \
-            lines, for 20s unless --duration says otherwise.
+            lines and a report at the end, after 20s unless --duration says otherwise.
             """)
 
     @Option(
@@ -50,12 +51,32 @@ struct DemoVerb: ParsableCommand {
     }
 
     private func watch(_ server: DemoServer) throws {
+        let window = ReportWindow()
         let follower = Follower(scope: .only, threshold: threshold.threshold, includesHistory: true)
+        let process = try join(follower, server)
+        var options = LiveOptions()
+        options.targets = [Target(identity: process.identity, name: process.name)]
+        let length = duration ?? (Console.out.isTerminal ? nil : Self.usualDuration)
+        options.deadline = length.map { Clock.monotonic().advanced(by: $0) }
+        if case .gone(let names) = try LiveSession(follower: follower, options: options).run() {
+            throw Failure("the demo's server \(names) went away", status: Failure.gone)
+        }
+        try sumUp(window.report(of: follower))
+    }
+
+    /// What it all came to: one line under a live view, the report for people on a pipe.
+    private func sumUp(_ report: Report) throws {
+        guard !Console.out.isTerminal else { return Console.error(Summary.line(of: report, output: nil)) }
+        if case .failed(let code) = Console.out.write("\n" + TextReport.render(report)) {
+            throw Failure("cannot write standard output: \(Console.reason(code))")
+        }
+    }
+
+    private func join(_ follower: Follower, _ server: DemoServer) throws -> FollowedProcess {
         let start = Clock.monotonic()
         while true {
             do throws(TelemetryError) {
-                try follower.add(try SegmentDiscovery.live(pid: server.pid))
-                break
+                return try follower.add(try SegmentDiscovery.live(pid: server.pid))
             } catch {
                 // It listens a moment before its first wait.
                 guard case .noAgent = error, Clock.monotonic().since(start) < .seconds(5) else {

@@ -178,9 +178,11 @@ static inline void lag_curses_resize(void) {
 static inline int lag_curses_rows(void) { return getmaxy(stdscr); }
 static inline int lag_curses_width(void) { return getmaxx(stdscr); }
 
+/* Clears first: text that fills the line leaves the cursor on the next one. */
 static inline void lag_curses_start_line(int row) {
     move(row, 0);
     attrset(A_NORMAL);
+    clrtoeol();
 }
 
 /* Appends text (in the locale's encoding) to the line. */
@@ -194,11 +196,6 @@ static inline void lag_curses_add(const char *text, int style, bool reversed) {
     if (coloured && style == LAG_CURSES_DIM && COLORS >= 256) pair = (short)style;
     attr_set(attributes, pair, NULL);
     addstr(text);
-}
-
-static inline void lag_curses_end_line(void) {
-    attrset(A_NORMAL);
-    clrtoeol();
 }
 
 static inline void lag_curses_show(void) { refresh(); }

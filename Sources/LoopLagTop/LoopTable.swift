@@ -16,16 +16,32 @@ struct LoopTable {
     private static let percent = 6
     private var isTiny: Bool { columns < 63 }
     private var hasMedian: Bool { columns >= 80 }
-    private var hasBar: Bool { columns >= 114 }
+    private var hasBar: Bool { columns >= 108 }
     private var hasNow: Bool { columns >= 143 }
     private var number: Int { isTiny ? 7 : 8 }
     private var server: Int {
-        isTiny ? 0 : columns < 80 ? 9 : columns < 92 ? 10 : columns < 114 ? 12 : columns < 180 ? 15 : 22
+        switch columns {
+        case ..<63: 0
+        case ..<80: 9
+        case ..<92: 10
+        case ..<108: 12
+        case ..<114: 13
+        case ..<180: 15
+        default: 22
+        }
     }
     private var loop: Int {
-        isTiny ? 9 : columns < 80 ? 10 : columns < 92 ? 14 : columns < 114 ? 16 : columns < 180 ? 20 : 28
+        switch columns {
+        case ..<63: 9
+        case ..<80: 10
+        case ..<92: 14
+        case ..<108: 16
+        case ..<114: 18
+        case ..<180: 20
+        default: 28
+        }
     }
-    private var bar: Int { hasBar ? 8 : 0 }
+    private var bar: Int { !hasBar ? 0 : columns < 114 ? 6 : 8 }
     private var stalls: Int { isTiny ? 0 : columns < 80 ? 8 : columns < 92 ? 10 : 11 }
     private var spark: Int {
         guard hasBar else { return 0 }

@@ -218,31 +218,37 @@ private struct Layout {
         var rest = stackTitle(stall)
         if stack.count > share { rest += "  \(top + 1)-\(top + share) of \(stack.count) lines, Enter: all" }
         let lines = [title("STACK", rest, hasKeys: state.focus == .stack)]
-        return lines + stack.dropFirst(top).prefix(share).map { frameLine($0, isWhole: false) }
+        return lines + frameLines(Array(stack.dropFirst(top).prefix(share)), isWhole: false)
     }
 
-    private func frameLine(_ line: StackLines.Line, isWhole: Bool) -> StyledLine {
-        switch line {
-        case .group(let text): return StyledLine("   " + glyphs.clip(text, columns - 3), .bold)
-        case .note(let text): return StyledLine("   " + glyphs.clip(text, columns - 3), .dim)
-        case .frame(let frame, let isUser):
-            let kind = glyphs.left(StackLines.kind(frame), 6)
-            let mark = isUser ? "  \(glyphs.arrow) your code" : ""
-            let inlined = frame.inlined == true && columns >= 80 ? " (inlined)" : ""
-            let place = glyphs.shown(StackLines.place(frame, isLong: isWhole) + inlined)
-            let room = max(0, columns - 3 - 6 - 1 - glyphs.width(mark))
-            // The place's own width where it fits in half the room, so that names stay whole as long as they can.
-            let column = min(max(room * 3 / 5, 12), isWhole ? 100 : 56)
-            let name = glyphs.shown(frame.function)
-            let placeRoom = max(0, room - max(column, min(glyphs.width(name), room - glyphs.width(place))) - 2)
-            let shownPlace = glyphs.clip(place, max(placeRoom, min(glyphs.width(place), room / 3)))
-            let nameRoom = max(0, room - glyphs.width(shownPlace) - 2)
-            let padded = glyphs.left(name, max(0, min(nameRoom, max(column, glyphs.width(name)))))
-            let style: Style = isUser ? .bold : .dim
-            var spans = [Span("   \(kind) ", style), Span(padded + "  ", style), Span(shownPlace, style)]
-            if isUser { spans.append(Span(mark, .fair)) }
-            return StyledLine(spans)
+    /// Frames in columns: kind, function, place, and whose code it is.
+    private func frameLines(_ lines: [StackLines.Line], isWhole: Bool) -> [StyledLine] {
+        let mark = "  \(glyphs.arrow) your code"
+        let room = max(0, columns - 3 - 6 - 2 - glyphs.width(mark))
+        var widest = (name: 0, place: 0)
+        for case .frame(let frame, _) in stack {
+            widest.name = max(widest.name, glyphs.width(glyphs.shown(frame.function)))
+            widest.place = max(widest.place, glyphs.width(glyphs.shown(place(frame, isWhole))))
         }
+        // Names may take what places leave, and at least three fifths.
+        let name = min(widest.name, max(room * 3 / 5, room - widest.place))
+        let place = min(widest.place, max(0, room - name))
+        return lines.map { line in
+            switch line {
+            case .group(let text): return StyledLine("   " + glyphs.clip(text, columns - 3), .bold)
+            case .note(let text): return StyledLine("   " + glyphs.clip(text, columns - 3), .dim)
+            case .frame(let frame, let isUser):
+                let style: Style = isUser ? .bold : .dim
+                let text =
+                    "   \(glyphs.left(StackLines.kind(frame), 6))\(glyphs.left(frame.function, name))  "
+                    + glyphs.left(self.place(frame, isWhole), place)
+                return StyledLine([Span(text, style)] + (isUser ? [Span(mark, .fair)] : []))
+            }
+        }
+    }
+
+    private func place(_ frame: Frame, _ isWhole: Bool) -> String {
+        StackLines.place(frame, isLong: isWhole) + (frame.inlined == true && columns >= 80 ? " (inlined)" : "")
     }
 
     private var findingLines: [StyledLine] {
@@ -308,7 +314,7 @@ private struct Layout {
         let findings = rows >= 14 ? Array(findingLines.prefix(3)) : []
         let share = max(1, rows - lines.count - findings.count - 1)
         let top = min(self.state.stackTop, max(0, stack.count - share))
-        lines += stack.dropFirst(top).prefix(share).map { frameLine($0, isWhole: true) }
+        lines += frameLines(Array(stack.dropFirst(top).prefix(share)), isWhole: true)
         while lines.count < rows - 1 - findings.count { lines.append(StyledLine()) }
         lines += findings
         var foot: [Span] = []

@@ -41,7 +41,6 @@ public final class Terminal {
         for (row, line) in lines.enumerated() where row >= shown.count || shown[row] != line {
             lag_curses_start_line(Int32(row))
             for span in line.spans { lag_curses_add(span.text, Self.code(span.style), line.isReversed) }
-            lag_curses_end_line()
         }
         shown = lines
         lag_curses_show()

@@ -68,12 +68,11 @@ final class LiveModel {
     func picture(threshold: Duration, now: MonotonicTime, focus: Int32?, wantsFindings: Bool = true) -> LivePicture {
         var picture = LivePicture(time: TimeOfDay.text(Clock.wall()), threshold: threshold)
         picture.stalls = stalls(threshold: threshold)
+        let open = Dictionary(
+            picture.stalls.lazy.filter(\.isOpen).map { ($0.loopID, $0) }, uniquingKeysWith: { first, _ in first })
         for i in minutes.indices {
             let process = minutes[i].process
-            let loops = minutes[i].liveLoops(threshold: threshold, helpers: showsHelpers) { stall in
-                let view = view(of: stall, process, minutes[i])
-                return (view.diagnosis, view.samples.last?.threadState)
-            }
+            let loops = minutes[i].liveLoops(threshold: threshold, helpers: showsHelpers, open: open)
             picture.processes.append(
                 LiveProcess(
                     pid: process.identity.pid, server: process.name, isGone: process.isGone, loops: loops,
@@ -113,10 +112,6 @@ final class LiveModel {
     private func isShown(_ stall: StallRecord, _ minute: ProcessMinute) -> Bool {
         guard !showsHelpers else { return true }
         return minute.process.loop(stall.loop).map { minute.loopClass(of: $0).role == .server } ?? true
-    }
-
-    private func view(of stall: StallRecord, _ process: FollowedProcess, _ minute: ProcessMinute) -> LiveStall {
-        view(of: stall, process, minute, isOpen: stall.state == .open && !process.isGone)
     }
 
     private func view(

@@ -65,21 +65,18 @@ struct ProcessMinute {
         return process.quickClass(of: loop)
     }
 
-    /// The loops as the screen shows them, those that serve first found first.
-    mutating func liveLoops(
-        threshold: Duration, helpers: Bool, diagnosis: (StallRecord) -> (StallDiagnosis, Character?)
-    ) -> [LiveLoop] {
+    /// The loops as the screen shows them.
+    /// - Parameter open: the stalls that are open now, by the id of their loop.
+    mutating func liveLoops(threshold: Duration, helpers: Bool, open: [String: LiveStall]) -> [LiveLoop] {
         let latest = process.latest
         let now = latest.takenAt
         var grouped: [LoopID: [StallRecord]]?
-        let open = Dictionary(
-            latest.stalls.lazy.filter { $0.state == .open && $0.duration >= threshold }.map { ($0.loop, $0) },
-            uniquingKeysWith: { $1 })
         var result: [LiveLoop] = []
         for loop in latest.loops where loop.isLive {
             let name = loopClass(of: loop)
             guard helpers || name.role == .server else { continue }
-            let stall = process.isGone ? nil : open[loop.id]
+            let id = ReportIDs.loop(pid: process.identity.pid, loop.id)
+            let stall = open[id]
             let key = LoopMinute.FiguresKey(step: loops[loop.id]?.lastStep, threshold: threshold)
             let figures: LoopFigures
             if stall == nil, let cached = loops[loop.id]?.figures, cached.key == key {
@@ -94,14 +91,13 @@ struct ProcessMinute {
             }
             result.append(
                 LiveLoop(
-                    id: ReportIDs.loop(pid: process.identity.pid, loop.id), name: name.name, kind: name.kind,
+                    id: id, name: name.name, kind: name.kind,
                     role: name.role, utilization: loops[loop.id]?.utilization(loop, at: now), delay: figures.delay,
                     stallCount: figures.stallCount,
                     open: stall.map { stall in
-                        let (diagnosis, state) = diagnosis(stall)
-                        return LiveLoop.Open(
-                            elapsedNS: stall.duration.nanosecondCount, cause: diagnosis.cause, threadState: state,
-                            culprit: diagnosis.culprit)
+                        LiveLoop.Open(
+                            elapsedNS: stall.lengthNS, cause: stall.diagnosis.cause,
+                            threadState: stall.samples.last?.threadState, culprit: stall.diagnosis.culprit)
                     }, history: loops[loop.id]?.history(loop, at: now) ?? []))
         }
         return result

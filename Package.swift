@@ -84,7 +84,9 @@ let package = Package(
         .target(
             name: "CLoopLagTrace",
             cSettings: [.define("_GNU_SOURCE"), .enableWarning("all"), .enableWarning("extra")]),
-        .target(name: "LoopLagAttach", dependencies: ["LoopLagModel", "CLoopLagTrace"], swiftSettings: strict),
+        .target(
+            name: "LoopLagAttach", dependencies: ["LoopLagModel", "CLoopLagTrace", "CLoopLagLayout"],
+            swiftSettings: strict),
         .target(name: "LoopLagExport", dependencies: ["LoopLagModel", "LoopLagTelemetry"], swiftSettings: strict),
         .target(
             name: "LoopLagTop", dependencies: ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"], swiftSettings: strict),
@@ -94,7 +96,9 @@ let package = Package(
                 "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagDiagnosis", "LoopLagReport",
                 "LoopLagAttach", "LoopLagExport", "LoopLagTop",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
-            ], swiftSettings: strict),
+            ], swiftSettings: strict, plugins: ["LoopLagStamp"]),
+        // Notes the commit at build time, for --version.
+        .plugin(name: "LoopLagStamp", capability: .buildTool(), path: "Sources/LoopLagStamp"),
 
         // -- a server to try it on, and what it all costs ----------------------------------------------------------
         .executableTarget(

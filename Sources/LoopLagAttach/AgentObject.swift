@@ -2,8 +2,10 @@
 ///
 /// Called by the command line before it starts or touches a process. LOOPLAG_AGENT wins; else the object lies beside
 /// our own executable (a build folder, a tarball) or in ../lib (an installation). Never searches the working folder:
-/// a preload from there would run whatever somebody left in it.
+/// a preload from there would run whatever somebody left in it. An object that would write what this command line
+/// cannot read is refused here, from its file, before anything is started.
 
+import CLoopLagLayout
 import Glibc
 
 public struct AgentObject: Hashable, Sendable {
@@ -11,6 +13,11 @@ public struct AgentObject: Hashable, Sendable {
 
     /// Absolute, fit for LD_PRELOAD.
     public var path: String
+
+    /// The layout of telemetry segments that this command line reads, and that its agent has to write.
+    public static let layoutVersion = UInt32(LAG_ABI_VERSION)
+    /// The number that the object exports for us.
+    private static let layoutSymbol = "lag_agent_layout"
 
     public static func locate() throws(AttachError) -> AgentObject {
         let named = getenv("LOOPLAG_AGENT").map { String(cString: $0) }
@@ -34,6 +41,9 @@ public struct AgentObject: Hashable, Sendable {
         throw .agentMissing(searched: candidates)
     }
 
+    /// Whether `locate` would take this file.
+    public static func isUsable(_ path: String) -> Bool { (try? checked(path)) != nil }
+
     private static func checked(_ path: String) throws(AttachError) -> AgentObject {
         if path.contains(where: { $0 == " " || $0 == ":" }) {
             // ld.so(8): the list's items are separated by spaces or colons and neither can be escaped.
@@ -46,9 +56,7 @@ public struct AgentObject: Hashable, Sendable {
             guard let status = file.status, status.st_mode & S_IFMT == S_IFREG else {
                 throw AttachError.agentUnusable(path: path, reason: "it is not a regular file")
             }
-            guard file.bytes(at: 0, count: 5) == [0x7f, 0x45, 0x4c, 0x46, 2] else {
-                throw AttachError.agentUnusable(path: path, reason: "it is not a 64-bit ELF object")
-            }
+            try checkObject(path, head: file.bytes(at: 0, count: 20) ?? [])
         } catch let error as FileError {
             throw .agentUnusable(path: path, reason: error.reason)
         } catch let error as AttachError {
@@ -57,5 +65,21 @@ public struct AgentObject: Hashable, Sendable {
             throw .agentUnusable(path: path, reason: "\(error)")
         }
         return AgentObject(path: path)
+    }
+
+    private static func checkObject(_ path: String, head: [UInt8]) throws(AttachError) {
+        func refuse(_ reason: String) -> AttachError { .agentUnusable(path: path, reason: reason) }
+        guard head.count == 20, head.starts(with: [0x7f, 0x45, 0x4c, 0x46]) else { throw refuse("it is no ELF object") }
+        guard head[4] == 2 else { throw refuse("it is a 32-bit ELF object, and LoopLag measures 64-bit programs") }
+        // e_type ET_DYN, e_machine EM_X86_64.
+        guard head[16...].elementsEqual([3, 0, 62, 0]) else { throw refuse("it is no shared object for x86_64") }
+        let remedy = "take looplag and \(fileName) from one build, or set LOOPLAG_AGENT"
+        guard let layout = ElfFacts(path: path)?.exportedNumber(layoutSymbol) else {
+            throw refuse("it does not say which telemetry layout it writes: no LoopLag agent, or an old one; \(remedy)")
+        }
+        guard layout == layoutVersion else {
+            throw refuse(
+                "it writes telemetry layout \(layout), and this looplag reads layout \(layoutVersion); \(remedy)")
+        }
     }
 }

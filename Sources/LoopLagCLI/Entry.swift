@@ -41,7 +41,10 @@ enum Entry {
     private static func parserStatus(_ error: any Error) -> Int32 {
         let code = LoopLagCommand.exitCode(for: error)
         if code == .success {
-            let text = LoopLagCommand.fullMessage(for: error)
+            var text = LoopLagCommand.fullMessage(for: error)
+            if text.hasPrefix("OVERVIEW: "), let verb = helpedVerb, let examples = Examples.text(of: verb) {
+                text += (text.hasSuffix("\n") ? "\n" : "\n\n") + examples
+            }
             _ = Console.out.write(text.hasSuffix("\n") ? text : text + "\n")
             return 0
         }
@@ -52,6 +55,13 @@ enum Entry {
         let plain = message.hasSuffix(".") ? String(message.dropLast()) : message
         Console.error("\(plain.prefix(1).lowercased())\(plain.dropFirst()); see '\(help)'")
         return code == .validationFailure ? Failure.usage : code.rawValue
+    }
+}
+
+extension Entry {
+    /// The verb whose help is asked for: `help VERB`, or `VERB --help`.
+    private static var helpedVerb: String? {
+        CommandLine.arguments.dropFirst().first { $0 != "help" && !$0.hasPrefix("-") }
     }
 }
 
@@ -68,12 +78,18 @@ struct LoopLagCommand: ParsableCommand {
             """,
         version: Version.text,
         subcommands: [
-            RunVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, ReportVerb.self,
-            DoctorVerb.self,
+            DemoVerb.self, RunVerb.self, TopVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self,
+            ReportVerb.self, DoctorVerb.self, InstallVerb.self,
         ])
-}
 
-enum Version {
-    static let number = "0.1.0"
-    static let text = "looplag \(number)"
+    /// The manual page on standard output, for packagers; `install` puts it in its place.
+    @Flag(name: .customLong("generate-manual"), help: .hidden)
+    var generatesManual = false
+
+    func run() throws {
+        guard generatesManual else { throw CleanExit.helpRequest() }
+        if case .failed(let code) = Console.out.write(try ManualPage.text()) {
+            throw Failure("cannot write standard output: \(Console.reason(code))")
+        }
+    }
 }

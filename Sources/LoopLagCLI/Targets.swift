@@ -44,17 +44,22 @@ enum Targets {
 /// Events that are no stalls, as lines on stderr.
 enum Notices {
     static func print(_ event: Follower.Event) {
+        if let text = text(event) { Console.error(text) }
+    }
+
+    /// The line without `looplag: `; nil for what needs none.
+    static func text(_ event: Follower.Event) -> String? {
         switch event {
-        case .found, .gone: break
-        case .unreadable(_, let error): Console.error(error.message)
+        case .found, .gone: return nil
+        case .unreadable(_, let error): return error.message
         case .thresholdRefused(let process):
             let capture = DurationArgument.format(process.latest.startThreshold)
-            Console.error(
+            return
                 "cannot ask the agent of \(process.identity.pid) (\(process.name)) for shorter stalls: its segment may"
-                    + " not be written, or sixteen readers have asked; it captures stalls of \(capture) and more")
+                + " not be written, or sixteen readers have asked; it captures stalls of \(capture) and more"
         case .change(let process, .missed(let count)):
-            Console.error("\(count) stalls of \(process.identity.pid) (\(process.name)) came and went unseen")
-        case .change: break
+            return "\(count) stalls of \(process.identity.pid) (\(process.name)) came and went unseen"
+        case .change: return nil
         }
     }
 }

@@ -51,8 +51,8 @@ func blockOnLock(milliseconds: UInt32) -> Blocked {
 /// A mutex and the thread that takes it, keeps it for a while and gives it back.
 // Safety: `mutex` is a C object at a fixed address, touched through the pthread functions alone and freed with the
 // last reference; `milliseconds` never changes; `isHeld` is atomic.
-private final class LockHolder: @unchecked Sendable {
-    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+final class LockHolder: @unchecked Sendable {
+    let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let milliseconds: UInt32
     private let isHeld = Atomic(false)
 

@@ -1,10 +1,13 @@
 /// A Swift server that misbehaves on request, to try LoopLag on and to test it with: a raw NIO line protocol and a
 /// Hummingbird server, both on 127.0.0.1 and a free port.
 ///
-///     looplag-demo [--no-agent] [--threshold-ms N] [--raw-only | --http-only] [--load SECONDS]
+///     looplag-demo [--no-agent] [--threshold-ms N] [--raw-only | --http-only] [--load SECONDS | --load-endless]
+///                  [--end-with-input] [--serve-only | --list]
 ///
 /// Its first line is `listening on http=PORT raw=PORT` (only one of them with --raw-only or --http-only). It ends
-/// cleanly at SIGTERM or SIGINT. Thread: the main task only waits.
+/// cleanly at SIGTERM or SIGINT. `--load` brings its own requests and ends after that many seconds; `--load-endless`
+/// does not. `--serve-only` is for a person: it says what to type in another terminal. `looplag demo` starts it.
+/// Thread: the main task only waits.
 /// Refuses: to listen on anything but loopback.
 
 import Dispatch
@@ -15,12 +18,17 @@ import NIOCore
 @main
 struct Demo {
     static let usage =
-        "usage: looplag-demo [--no-agent] [--threshold-ms N] [--raw-only | --http-only] [--load SECONDS]"
+        "usage: looplag-demo [--no-agent] [--threshold-ms N] [--raw-only | --http-only]"
+        + " [--load SECONDS | --load-endless] [--end-with-input] [--serve-only | --list]"
 
     static func main() async {
         guard let options = Options(arguments: CommandLine.arguments.dropFirst()) else {
             report(usage)
             exit(64)
+        }
+        if options.lists {
+            write(ShopRoute.listing, to: STDOUT_FILENO)
+            return
         }
         do {
             try await run(options)
@@ -31,6 +39,7 @@ struct Demo {
     }
 
     private static func run(_ options: Options) async throws {
+        if options.endsWithInput { LifeLine.hold() }
         if options.usesAgent {
             var configuration = LoopLag.Configuration()
             if let threshold = options.threshold { configuration.threshold = threshold }
@@ -40,9 +49,11 @@ struct Demo {
 
         let raw = options.servesRaw ? try await RawServer.start(host: "127.0.0.1", port: 0) : nil
         let rawPort = raw?.localAddress?.port
-        if let seconds = options.loadSeconds, let rawPort { SelfLoad.start(port: rawPort, seconds: seconds) }
         if options.servesHTTP {
-            try await HTTPServer.run(host: "127.0.0.1", port: 0) { port in announce(http: port, raw: rawPort) }
+            try await HTTPServer.run(host: "127.0.0.1", port: 0) { port in
+                if options.isForPerson { explain(port: port) } else { announce(http: port, raw: rawPort) }
+                if options.hasLoad { SelfLoad.start(port: port, seconds: options.loadSeconds) }
+            }
         } else {
             announce(http: nil, raw: rawPort)
             await EndSignal.wait()
@@ -53,6 +64,22 @@ struct Demo {
     private static func announce(http: Int?, raw: Int?) {
         let ports = [http.map { "http=\($0)" }, raw.map { "raw=\($0)" }].compactMap { $0 }
         write("listening on \(ports.joined(separator: " "))\n", to: STDOUT_FILENO)
+    }
+
+    /// What `--serve-only` says: everything that the next step needs.
+    private static func explain(port: Int) {
+        let pid = getpid()
+        let looplag = getenv("LOOPLAG_COMMAND").map { String(cString: $0) } ?? "looplag"
+        let first = ShopRoute.all.first { $0.misdeed != nil }?.path ?? ""
+        write(
+            """
+            looplag-demo, process \(pid), listens on http://127.0.0.1:\(port)/ until Ctrl-C.
+            In another terminal:
+              \(looplag) stalls \(pid) --follow
+              curl http://127.0.0.1:\(port)/\(first)
+            Its routes:
+            \(ShopRoute.listing)
+            """, to: STDOUT_FILENO)
     }
 
     private static func report(_ message: String) { write(message + "\n", to: STDERR_FILENO) }
@@ -74,7 +101,12 @@ struct Options {
     var threshold: Duration?
     var servesHTTP = true
     var servesRaw = true
+    var hasLoad = false
+    /// nil with a load means until the end.
     var loadSeconds: UInt32?
+    var endsWithInput = false
+    var isForPerson = false
+    var lists = false
 
     /// nil for arguments that make no sense.
     init?(arguments: some Sequence<String>) {
@@ -91,11 +123,16 @@ struct Options {
                 guard let text = rest.popFirst(), let seconds = UInt32(text), (1...3600).contains(seconds) else {
                     return nil
                 }
-                loadSeconds = seconds
+                (hasLoad, loadSeconds) = (true, seconds)
+            case "--load-endless": hasLoad = true
+            case "--end-with-input": endsWithInput = true
+            case "--serve-only": isForPerson = true
+            case "--list": lists = true
             default: return nil
             }
         }
-        guard servesHTTP || servesRaw, servesRaw || loadSeconds == nil else { return nil }
+        guard servesHTTP || servesRaw, servesHTTP || !(hasLoad || isForPerson) else { return nil }
+        if isForPerson { servesRaw = false }
     }
 }
 

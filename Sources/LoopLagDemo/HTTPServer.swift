@@ -1,7 +1,7 @@
-/// A Hummingbird server with the same bad habits.
+/// The Hummingbird server: the shop's routes, and `ok`, `sleep` and `spin` for tests that say how long.
 ///
-/// Called by: Demo. Thread: Hummingbird runs these handlers on the Swift concurrency pool and not on a NIO loop: they
-/// starve that pool while every loop stays free.
+/// Called by: Demo. Thread: Hummingbird runs handlers on the Swift concurrency pool and not on a NIO loop: `sleep` and
+/// `spin` starve that pool while every loop stays free; the shop's routes go where they say.
 /// Refuses: times over a minute.
 
 import Hummingbird
@@ -10,7 +10,8 @@ import NIOCore
 enum HTTPServer {
     /// Serves until SIGTERM or SIGINT. `whenListening` gets the port once it is open.
     static func run(host: String, port: Int, whenListening: @escaping @Sendable (Int) -> Void) async throws {
-        let router = Router()
+        let router = Router(context: ShopContext.self)
+        for route in ShopRoute.all { route.register(in: router) }
         router.get("ok") { _, _ in Blocked(nanoseconds: 0).answer }
         router.get("sleep") { request, _ in
             blockBySleeping(milliseconds: try milliseconds(of: request)).answer
@@ -20,6 +21,7 @@ enum HTTPServer {
         }
         let application = Application(
             router: router,
+            server: .http1(configuration: .init(additionalChannelHandlers: [ImageHandler()])),
             configuration: .init(address: .hostname(host, port: port), serverName: "looplag-demo"),
             onServerRunning: { channel in whenListening(channel.localAddress?.port ?? 0) })
         try await application.runService()

@@ -1,59 +1,48 @@
-/// The demo's own traffic, so that there is something to see without a second terminal: mostly healthy requests, and
-/// every second one that blocks its loop in a different way.
+/// The demo's own traffic, so that there is something to see without a second terminal: a steady trickle of healthy
+/// requests, and beside it one misdeed after the other.
 ///
-/// Called by: Demo with --load. Thread: one plain thread with one blocking connection to the raw server on loopback.
-/// Refuses: any other address, and more than one request at a time: its rate is bounded by its own pauses.
+/// Called by: Demo with --load or --load-endless. Thread: plain threads with blocking connections to the HTTP server on
+/// loopback; they end with the process.
+/// Refuses: any other address, and to be fast: at most 20 healthy requests and one round of misdeeds a second, and never
+/// a second one of either before the first was answered.
 
 import Glibc
 
 enum SelfLoad {
-    private static let misdeeds = ["sleep 150", "spin 200", "lock 120", "execute-spin 250", "execute-sleep 300"]
-    private static let healthyPerMisdeed = 9
+    private static let healthyPause: UInt32 = 50_000
+    private static let misdeedPause: UInt32 = 900_000
+    /// Blocked pool threads only hurt when they are as many as the pool has.
+    private static let crowd = ["report": 4]
 
-    /// Sends requests for `seconds`, then asks this process to end as a person would, with SIGTERM.
-    static func start(port: Int, seconds: UInt32) {
-        let plan = Plan(port: UInt16(truncatingIfNeeded: port), seconds: seconds)
-        let reference = Unmanaged.passRetained(plan)
-        var thread = pthread_t()
-        let status = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                let plan = Unmanaged<Plan>.fromOpaque(context).takeRetainedValue()
-                SelfLoad.run(plan)
-                return nil
-            }, reference.toOpaque())
-        guard status == 0 else {
-            reference.release()
-            return
-        }
-        pthread_detach(thread)
-    }
-
-    private final class Plan: Sendable {
-        let port: UInt16
-        let seconds: UInt32
-
-        init(port: UInt16, seconds: UInt32) {
-            self.port = port
-            self.seconds = seconds
+    /// Sends requests until the process ends; after `seconds` asks it to, as a person would, with SIGTERM.
+    static func start(port: Int, seconds: UInt32?) {
+        let port = UInt16(truncatingIfNeeded: port)
+        let healthy = ShopRoute.all.filter { $0.misdeed == nil }.map(\.path)
+        let misdeeds = ShopRoute.all.filter { $0.misdeed != nil }.map(\.path)
+        _ = PlainThread.start { repeatForever(healthy, port: port, pause: healthyPause) }
+        _ = PlainThread.start { repeatForever(misdeeds, port: port, pause: misdeedPause) }
+        guard let seconds else { return }
+        _ = PlainThread.start {
+            let end = time(nil) + Int(seconds)
+            while time(nil) < end { usleep(100_000) }
+            kill(getpid(), SIGTERM)
         }
     }
 
-    private static func run(_ plan: Plan) {
-        let end = time(nil) + Int(plan.seconds)
-        if let connection = connect(to: plan.port) {
-            var turn = 0
-            while time(nil) < end {
-                let isMisdeed = turn % (healthyPerMisdeed + 1) == healthyPerMisdeed
-                let misdeed = misdeeds[turn / (healthyPerMisdeed + 1) % misdeeds.count]
-                guard exchange(isMisdeed ? misdeed : "ok", on: connection) else { break }
-                usleep(100_000)
-                turn += 1
+    private static func repeatForever(_ paths: [String], port: UInt16, pause: UInt32) {
+        var turn = 0
+        while true {
+            let path = paths[turn % paths.count]
+            // A connection each, so that the loops take turns.
+            let connections = (0..<(crowd[path] ?? 1)).compactMap { _ in connect(to: port) }
+            for connection in connections { ask(for: path, on: connection) }
+            for connection in connections {
+                awaitEnd(of: connection)
+                close(connection)
             }
-            close(connection)
+            usleep(pause)
+            turn += 1
         }
-        kill(getpid(), SIGTERM)
     }
 
     private static func connect(to port: UInt16) -> Int32? {
@@ -75,17 +64,13 @@ enum SelfLoad {
         return connection
     }
 
-    /// One line there, one line back.
-    private static func exchange(_ line: String, on connection: Int32) -> Bool {
-        let request = Array((line + "\n").utf8)
-        guard send(connection, request, request.count, Int32(MSG_NOSIGNAL)) == request.count else {
-            return false
-        }
-        var answer = [UInt8](repeating: 0, count: 256)
-        repeat {
-            let count = recv(connection, &answer, answer.count, 0)
-            guard count > 0 else { return false }
-            if answer[..<count].contains(UInt8(ascii: "\n")) { return true }
-        } while true
+    private static func ask(for path: String, on connection: Int32) {
+        let request = Array("GET /\(path) HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".utf8)
+        _ = send(connection, request, request.count, Int32(MSG_NOSIGNAL))
+    }
+
+    private static func awaitEnd(of connection: Int32) {
+        var answer = [UInt8](repeating: 0, count: 1024)
+        while recv(connection, &answer, answer.count, 0) > 0 {}
     }
 }

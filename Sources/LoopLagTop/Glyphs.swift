@@ -13,9 +13,15 @@ public struct Glyphs: Sendable {
     var dot: String
     var warning: String
     var cut: Character
+    /// Before the selected line.
+    var pointer: String
+    /// A stall that is open.
+    var open: String
+    /// Beside the user's own frames.
+    var arrow: String
     var isUnicode: Bool
     /// Columns of one character on the terminal at hand.
-    var measure: @Sendable (Character) -> Int
+    public var measure: @Sendable (Character) -> Int
 
     /// What the terminal of this process can show. Sets LC_CTYPE: call it once, before other threads format text.
     public static func forTerminal() -> Glyphs {
@@ -30,9 +36,31 @@ public struct Glyphs: Sendable {
 
     public static let unicode = Glyphs(
         bar: [" ", "▏", "▎", "▍", "▌", "▋", "▊", "▉", "█"], spark: ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"], rule: "─",
-        dot: "·", warning: "⚠", cut: "…", isUnicode: true, measure: { PlainText.columns(of: $0) })
+        dot: "·", warning: "⚠", cut: "…", pointer: "▸", open: "●", arrow: "←", isUnicode: true,
+        measure: { PlainText.columns(of: $0) })
 
     public static let ascii = Glyphs(
-        bar: [" ", "#"], spark: [".", ":", "|", "#"], rule: "-", dot: "-", warning: "!", cut: "~", isUnicode: false,
-        measure: { _ in 1 })
+        bar: [" ", "#"], spark: [".", ":", "|", "#"], rule: "-", dot: "-", warning: "!", cut: "~", pointer: ">",
+        open: "*", arrow: "<-", isUnicode: false, measure: { _ in 1 })
+
+    // Where the terminal has no UTF-8, a character of it is one that cannot be shown.
+    func shown(_ text: String) -> String {
+        let text = PlainText.printable(text)
+        if isUnicode || text.utf8.allSatisfy({ $0 < 0x80 }) { return text }
+        return String(text.map { $0.isASCII ? $0 : "?" })
+    }
+
+    func width(_ text: String) -> Int { PlainText.columns(of: text, measure: measure) }
+
+    func clip(_ text: String, _ limit: Int) -> String {
+        PlainText.clip(shown(text), to: max(0, limit), measure: measure, mark: cut)
+    }
+
+    func left(_ text: String, _ width: Int) -> String {
+        PlainText.left(shown(text), max(0, width), measure: measure, mark: cut)
+    }
+
+    func right(_ text: String, _ width: Int) -> String {
+        PlainText.right(shown(text), max(0, width), measure: measure, mark: cut)
+    }
 }

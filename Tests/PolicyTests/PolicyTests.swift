@@ -15,13 +15,14 @@ struct PolicyTests {
         "LoopLagSymbols": ["LoopLagModel", "CLibunwind", "CLibdw"],
         "LoopLagDiagnosis": ["LoopLagModel"],
         "LoopLagReport": ["LoopLagModel", "LoopLagDiagnosis"],
-        "LoopLagAttach": ["LoopLagModel", "CLoopLagTrace"],
+        "LoopLagAttach": ["LoopLagModel", "CLoopLagTrace", "CLoopLagLayout"],
         "LoopLagExport": ["LoopLagModel", "LoopLagTelemetry"],
         "LoopLagTop": ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"],
         "LoopLagCLI": [
             "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagDiagnosis", "LoopLagReport", "LoopLagAttach",
             "LoopLagExport", "LoopLagTop", "ArgumentParser",
         ],
+        "LoopLagStamp": ["PackagePlugin"],
         "LoopLagDemo": ["LoopLag", "Hummingbird", "NIOCore", "NIOPosix"],
         "LoopLagBench": [
             "LoopLagAgent", "CLoopLag", "CLoopLagLayout", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols",

@@ -53,6 +53,22 @@ struct Checkup {
         }.joined()
     }
 
+    /// What it comes to, and what to do next.
+    func conclusion(pid: Int32?) -> String {
+        let failures = checks.count { $0.verdict == .failed }
+        let warnings = checks.count { $0.verdict == .warning }
+        guard failures == 0 else {
+            return
+                "\nNot everything needed works: see \(failures == 1 ? "the line" : "the \(failures) lines") marked FAILED.\n"
+        }
+        let less =
+            warnings == 0 ? "" : ", some of it with less (\(warnings == 1 ? "one warning" : "\(warnings) warnings"))"
+        let next =
+            pid.map { "'looplag stalls \($0) --follow' and 'looplag dump \($0)' show it" }
+            ?? "'looplag demo' shows it, 'looplag run -- COMMAND' measures a server of yours"
+        return "\nAll that is needed works\(less): \(next).\n"
+    }
+
     /// One object a line.
     func json() throws -> String {
         let encoder = JSONEncoder()

@@ -12,8 +12,10 @@ import LoopLagTelemetry
 
 enum MachineChecks {
     static func run(into checkup: inout Checkup) {
+        checkup.ok("version", Version.text)
         platform(&checkup)
         agent(&checkup)
+        demo(&checkup)
         sharedMemory(&checkup)
         tracing(&checkup)
         libraries(&checkup)
@@ -69,6 +71,14 @@ enum MachineChecks {
             return
         }
         probe(object, &checkup)
+    }
+
+    private static func demo(_ checkup: inout Checkup) {
+        do throws(Failure) {
+            checkup.ok("demo", "'looplag demo' runs \(try DemoServer.locate())")
+        } catch {
+            checkup.note("demo", "'looplag demo' does not work: \(error.message)", "nothing else needs it")
+        }
     }
 
     /// Starts a process with the agent and reads what it measures.

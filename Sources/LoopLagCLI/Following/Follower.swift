@@ -40,7 +40,8 @@ final class Follower {
     /// A lease dies after five seconds without a beat.
     static let leaseInterval: Duration = .seconds(1)
 
-    let threshold: Duration
+    /// What counts as a stall for us; `change(threshold:)` sets another.
+    private(set) var threshold: Duration
     /// In the order they were found, also the ended ones.
     private(set) var processes: [FollowedProcess] = []
 
@@ -91,6 +92,13 @@ final class Follower {
         process.hold(threshold: threshold)
         processes.append(process)
         return process
+    }
+
+    /// From the next look on; the agents are asked for it at once.
+    func change(threshold: Duration) {
+        self.threshold = threshold
+        refused = []
+        nextLease = nil
     }
 
     /// Looks at everything once.

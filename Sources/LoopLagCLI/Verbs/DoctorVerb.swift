@@ -37,7 +37,7 @@ struct DoctorVerb: ParsableCommand {
         } else {
             MachineChecks.run(into: &checkup)
         }
-        let text = json ? try checkup.json() : checkup.text
+        let text = json ? try checkup.json() : checkup.text + checkup.conclusion(pid: pid)
         if case .failed(let code) = Console.out.write(text) {
             throw Failure("cannot write standard output: \(Console.reason(code))")
         }

@@ -1,7 +1,7 @@
 /// `looplag stalls`: one line or JSON object per stall, those still in the segment or, with --follow, as they happen.
 ///
 /// Main thread. Lines go to stdout and leave at once; everything else goes to stderr. A reader that closes the pipe
-/// ends it quietly.
+/// ends it quietly. The command of --on-stall is run by StallCommand.
 
 import ArgumentParser
 import Glibc
@@ -46,6 +46,22 @@ struct StallsVerb: ParsableCommand {
         help: ArgumentHelp("A source path or module that counts as your own code.", valueName: "path"))
     var userCode: [String] = []
 
+    @Option(
+        name: .customLong("on-stall"),
+        help: ArgumentHelp(
+            "With --follow: run this shell command when a stall opens, with its JSON on standard input.",
+            discussion: "One at a time, one a second, each for 10 s at most; its output goes to standard error.",
+            valueName: "command"))
+    var onStall: String?
+
+    @Option(
+        name: .customLong("on-stall-state"),
+        help: ArgumentHelp(
+            "Run it for stalls that open, or for those that closed, with their cause.", valueName: "state"))
+    var onStallState: StallState = .open
+
+    enum StallState: String, CaseIterable, ExpressibleByArgument { case open, closed }
+
     private var events: StallEvents {
         StallEvents(threshold: threshold.threshold, userCode: userCode, showsHelpers: helpers)
     }
@@ -53,6 +69,8 @@ struct StallsVerb: ParsableCommand {
     func validate() throws {
         try Targets.check(pids)
         if duration != nil && !follow { throw ValidationError("--duration needs --follow") }
+        if onStall != nil && !follow { throw ValidationError("--on-stall needs --follow") }
+        if onStall?.isEmpty == true { throw ValidationError("--on-stall needs a command") }
     }
 
     func run() throws {
@@ -120,10 +138,14 @@ struct StallsVerb: ParsableCommand {
         var readiness = Readiness()
         let start = Clock.monotonic()
         var isFirst = true
+        var command = onStall.map { StallCommand(command: $0) }
+        var isHurried = false
+        defer { command?.finish(isHurried: isHurried, clock: Clock.monotonic) { usleep(10_000) } }
         while true {
             let now = Clock.monotonic()
+            command?.poll(now: now)
             for event in follower.poll(now: now) {
-                guard try tell(event) else { return }
+                guard try tell(event, &command) else { return }
             }
             if isFirst, pids.isEmpty, follower.live.isEmpty {
                 Console.error("no process with an agent yet; start one with 'looplag run -- ...'")
@@ -140,7 +162,10 @@ struct StallsVerb: ParsableCommand {
             if let duration, now.since(start) >= duration { return }
             if Console.out.isClosed { return }
             let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? follower.pollInterval
-            if inbox.next(timeout: min(rest, follower.pollInterval))?.isStopRequest == true { return }
+            if inbox.next(timeout: min(rest, follower.pollInterval))?.isStopRequest == true {
+                isHurried = true
+                return
+            }
         }
     }
 
@@ -157,7 +182,7 @@ struct StallsVerb: ParsableCommand {
     }
 
     /// False when nobody reads any more.
-    private func tell(_ event: Follower.Event) throws -> Bool {
+    private func tell(_ event: Follower.Event, _ command: inout StallCommand?) throws -> Bool {
         switch event {
         case .found, .gone: return true
         case .unreadable, .thresholdRefused:
@@ -166,7 +191,11 @@ struct StallsVerb: ParsableCommand {
         case .change(let process, let change):
             if case .missed = change { Notices.print(event) }
             if case .sampled = change, !json { return true }
-            return try events.event(process, change).map { try show($0) } ?? true
+            guard let event = events.event(process, change) else { return true }
+            if event.kind == (onStallState == .open ? .opened : .closed) {
+                command?.run(for: StallLine.json(event), now: Clock.monotonic())
+            }
+            return try show(event)
         }
     }
 

@@ -92,7 +92,8 @@ public final class SegmentReader {
             executable: names.executable, command: names.command,
             anchor: Decode.anchor(header), startThreshold: Decode.duration(header.pointee.start_threshold_ns),
             captureThreshold: Decode.duration(header.pointee.capture_threshold_ns),
-            loops: loopSnapshots, pools: decodedPools(), stalls: stalls.records(until: end),
+            loops: loopSnapshots, pools: decodedPools(),
+            stalls: stalls.records(until: end, endsFrom: isFollowed ? nil : loops),
             modules: names.modules, agent: Decode.agent(header))
     }
 

@@ -68,8 +68,8 @@ struct LoopLagCommand: ParsableCommand {
             """,
         version: Version.text,
         subcommands: [
-            RunVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, ReportVerb.self,
-            DoctorVerb.self,
+            RunVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self, PostmortemVerb.self,
+            ReportVerb.self, DoctorVerb.self,
         ])
 }
 

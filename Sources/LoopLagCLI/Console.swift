@@ -61,6 +61,16 @@ enum Console {
         }
 
         var isTerminal: Bool { isatty(descriptor) == 1 }
+
+        /// How wide the terminal is, or what COLUMNS asks for; nil on a pipe, where nobody has to see it on one line.
+        var columns: Int? {
+            var size = winsize()
+            if isTerminal, ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 { return Int(size.ws_col) }
+            guard let value = getenv("COLUMNS"), let columns = Int(String(cString: value)), columns > 0 else {
+                return isTerminal ? 80 : nil
+            }
+            return columns
+        }
     }
 
     /// A reason from the C library for the end of a sentence.

@@ -145,6 +145,20 @@ enum Decode {
         return IterationHistogram(counts: counts)
     }
 
+    /// Oldest first; the ring's place of each follows from how many there ever were.
+    static func longIterations(_ slot: UnsafePointer<lag_loop_slot>) -> [LongIteration] {
+        let head = slot.pointee.long_head
+        let capacity = UInt32(LAG_RECENT_LONG)
+        return withUnsafeBytes(of: slot.pointee.recent_long) { bytes in
+            (0..<min(head, capacity)).reversed().map { age in
+                let place = Int((head &- 1 &- age) % capacity)
+                let entry = bytes.loadUnaligned(
+                    fromByteOffset: place * MemoryLayout<lag_long_iteration>.stride, as: lag_long_iteration.self)
+                return LongIteration(start: time(entry.start_ns), duration: duration(entry.duration_ns))
+            }
+        }
+    }
+
     private static func runQueueWait(_ slot: UnsafePointer<lag_loop_slot>) -> Duration? {
         guard slot.pointee.sched_at_ns != 0 else { return nil }
         let (wait, first) = (slot.pointee.sched_wait_ns, slot.pointee.sched_first_wait_ns)

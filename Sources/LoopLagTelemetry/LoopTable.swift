@@ -8,11 +8,19 @@
 import CLoopLagLayout
 import LoopLagModel
 
+/// An iteration at or above the capture threshold, as the loop's own thread measured it.
+struct LongIteration: Hashable {
+    var start: MonotonicTime
+    var duration: Duration
+}
+
 final class LoopTable {
     private let table: SegmentTable
     private let count: Int
     private let buffer = RecordBuffer(count: MemoryLayout<lag_loop_slot>.size)
     private var last: [LoopSnapshot?]
+    /// The latest long iterations of each slot in use, as its thread saw them end.
+    private var long: [Int: [LongIteration]] = [:]
     private var looks = 0
 
     /// Free slots in a row that end a look.
@@ -43,6 +51,7 @@ final class LoopTable {
             try file.read(buffer.start, count: Self.headBytes, at: position)
             guard slot.pointee.state != UInt32(LAG_LOOP_FREE) else {
                 last[i] = nil
+                long[i] = nil
                 free += 1
                 continue
             }
@@ -64,9 +73,16 @@ final class LoopTable {
             guard slot.pointee.state != UInt32(LAG_LOOP_FREE), slot.pointee.registered_ns != 0 else { continue }
             let loop = Decode.loop(slot, slot: i, histogram: known ?? Decode.histogram(slot))
             last[i] = loop
+            long[i] = Decode.longIterations(slot)
             result.append(loop)
         }
         return result
+    }
+
+    /// How long the iteration of a loop that began at `start` was, if its thread still remembers; by the last look.
+    func longIteration(of loop: LoopID, start: MonotonicTime) -> LongIteration? {
+        guard last.indices.contains(loop.slot), last[loop.slot]?.id == loop else { return nil }
+        return long[loop.slot]?.last { $0.start == start }
     }
 
     /// The histogram of the last look if no iteration has ended since.

@@ -128,12 +128,12 @@ enum ProcFS {
         return String(decoding: bytes[..<count], as: UTF8.self)
     }
 
-    /// The file names of a folder, as bytes; empty when it cannot be listed.
-    static func names(in folder: String) -> [[UInt8]] {
+    /// The file names of a folder, as bytes, `limit` of them at most; empty when it cannot be listed.
+    static func names(in folder: String, limit: Int = .max) -> [[UInt8]] {
         guard let directory = opendir(folder) else { return [] }
         defer { closedir(directory) }
         var names: [[UInt8]] = []
-        while let entry = readdir(directory) {
+        while names.count < limit, let entry = readdir(directory) {
             // A dirent is only as long as its name: project the bytes, never copy the declared 256.
             let offset = MemoryLayout<dirent>.offset(of: \.d_name) ?? 19
             let start = UnsafeRawPointer(entry).advanced(by: offset)
@@ -143,18 +143,26 @@ enum ProcFS {
         return names
     }
 
-    static func numbers(in folder: String) -> [Int32] {
-        names(in: folder).compactMap { name in
+    static func numbers(in folder: String, limit: Int = .max) -> [Int32] {
+        names(in: folder, limit: limit).compactMap { name in
             guard let first = name.first, first >= 0x30, first <= 0x39 else { return nil }
             return Int32(String(decoding: name, as: UTF8.self))
         }.sorted()
     }
 
     /// The inode that names this process's pid namespace, as in the segment's header; nil where /proc does not say.
-    static func ownPIDNamespace() -> UInt64? {
-        guard let text = link("/proc/self/ns/pid"), text.hasPrefix("pid:["), text.hasSuffix("]") else { return nil }
-        return UInt64(text.dropFirst(5).dropLast())
+    static func ownPIDNamespace() -> UInt64? { namespace("pid", of: "self") }
+
+    /// - Parameter process: a pid, or `self`.
+    static func namespace(_ kind: String, of process: String) -> UInt64? {
+        guard let text = link("/proc/\(process)/ns/\(kind)"), text.hasPrefix("\(kind):["), text.hasSuffix("]") else {
+            return nil
+        }
+        return UInt64(text.dropFirst(kind.utf8.count + 2).dropLast())
     }
+
+    /// Whether /proc counts processes as we do: a procfs of another pid namespace would call the living dead.
+    static var showsOwnNumbers: Bool { link("/proc/self") == "\(getpid())" }
 }
 
 /// This machine's CLOCK_MONOTONIC, which the agents stamp everything with.

@@ -46,14 +46,6 @@ public enum SegmentDiscovery {
         }
     }
 
-    /// Segments whose process has ended, by pid. Those of other pid namespaces are left out: nobody here can tell
-    /// whether their processes live.
-    public static func leftovers() -> [SegmentSource] {
-        var folders = [sharedMemory]
-        if let own = ownFolder(), own != sharedMemory { folders.append(own) }
-        return leftovers(in: folders)
-    }
-
     /// All living descendants of a process, parents before their children.
     public static func children(of pid: Int32) -> [Int32] {
         var byParent: [Int32: [Int32]] = [:]
@@ -74,40 +66,8 @@ public enum SegmentDiscovery {
         }
     }
 
-    static func leftovers(in folders: [String]) -> [SegmentSource] {
-        let namespace = ProcFS.ownPIDNamespace()
-        var result: [SegmentSource] = []
-        for folder in folders {
-            for bytes in ProcFS.names(in: folder) {
-                guard let name = SegmentName(String(decoding: bytes, as: UTF8.self)), !name.isOfLivingProcess else {
-                    continue
-                }
-                let source = SegmentSource(
-                    pid: name.pid, startTicks: name.startTicks, path: "\(folder)/\(name.fileName)", isAlive: false)
-                guard let head = try? Look(source, owner: .reader), head.pid == name.pid,
-                    head.pidNamespace == 0 || namespace == nil || head.pidNamespace == namespace
-                else { continue }
-                result.append(source)
-            }
-        }
-        return result.sorted { ($0.pid, $0.startTicks) < ($1.pid, $1.startTicks) }
-    }
-
-    /// What a segment's file says about its process, for a reader that was given nothing but a path.
-    static func source(ofFile path: String) throws(TelemetryError) -> SegmentSource {
-        var source = SegmentSource(pid: 0, startTicks: 0, path: path, isAlive: false)
-        let look = try Look(source, owner: .reader)
-        source.pid = look.pid
-        source.startTicks = look.startTicks
-        let isOurs = look.pidNamespace == 0 || look.pidNamespace == ProcFS.ownPIDNamespace()
-        if isOurs, let stat = ProcFS.process(look.pid) {
-            source.isAlive = stat.isAlive && stat.startTicks == look.startTicks
-        }
-        return source
-    }
-
     /// LOOPLAG_DIR of this process, which is usually also its servers'.
-    private static func ownFolder() -> String? {
+    static func ownFolder() -> String? {
         guard let value = getenv("LOOPLAG_DIR") else { return nil }
         let folder = String(cString: value)
         return folder.hasPrefix("/") ? folder : nil
@@ -166,9 +126,10 @@ public enum SegmentDiscovery {
 
     /// The memory files that the agent's thread holds in a descriptor table of its own.
     private static func memorySegments(_ pid: Int32) -> [String] {
-        ProcFS.watchdogThreads(of: pid).flatMap { thread -> [String] in
+        // An agent has one thread and keeps few descriptors; a process that pretends to many is not searched for ever.
+        ProcFS.watchdogThreads(of: pid).prefix(4).flatMap { thread -> [String] in
             let folder = "/proc/\(pid)/task/\(thread)/fd"
-            return ProcFS.numbers(in: folder).map { "\(folder)/\($0)" }.filter {
+            return ProcFS.numbers(in: folder, limit: 4096).map { "\(folder)/\($0)" }.filter {
                 ProcFS.link($0) == "/memfd:looplag (deleted)"
             }
         }
@@ -204,9 +165,7 @@ private struct Search {
         let source = SegmentSource(pid: pid, startTicks: stat.startTicks, path: path, isAlive: true)
         do throws(TelemetryError) {
             let look = try Look(source, owner: .process(users: status.users))
-            guard look.pid == innerPID else {
-                throw .untrusted(path: path, reason: "it is the segment of process \(look.pid)")
-            }
+            try look.claim.check(of: source, status: status, path: path)
             // After an exec the old file stays until the new program waits for the first time, if it ever does.
             if look.isStale, ProcFS.watchdogThreads(of: pid).isEmpty { throw .noAgent(pid: pid) }
             return source
@@ -240,16 +199,20 @@ private struct Search {
 }
 
 /// What the head of a segment says, read once without keeping the file open.
-private struct Look {
+struct Look {
     var pid: Int32
     var startTicks: UInt64
     var pidNamespace: UInt64
     /// The watchdog has not been heard of for a while.
     var isStale: Bool
+    var fileBytes: Int
+    var claim: SegmentClaim
 
     init(_ source: SegmentSource, owner: SegmentFile.Owner) throws(TelemetryError) {
         let file = try SegmentFile(path: source.path, pid: source.pid > 0 ? source.pid : nil, owner: owner)
-        let bytes = try file.condition().size
+        let condition = try file.condition()
+        let bytes = condition.size
+        fileBytes = bytes
         let head = SegmentHead()
         guard bytes >= SegmentLayout.headerBytes else {
             if source.isAlive { throw .noAgent(pid: source.pid) }
@@ -265,6 +228,7 @@ private struct Look {
         self.pid = pid
         startTicks = header.pointee.start_ticks
         pidNamespace = header.pointee.pid_namespace
+        claim = SegmentClaim(header, condition)
         let (now, heartbeat) = (monotonicNanoseconds(), header.pointee.heartbeat_ns)
         isStale = heartbeat > 0 && now > heartbeat && now - heartbeat > SegmentDiscovery.staleHeartbeat
     }
@@ -294,7 +258,8 @@ struct SegmentName: Hashable {
 
     /// In our own pid namespace.
     var isOfLivingProcess: Bool {
-        guard let stat = ProcFS.process(pid) else { return false }
+        // /proc can hide a process (hidepid), the kernel's own answer cannot.
+        guard let stat = ProcFS.process(pid) else { return kill(pid, 0) == 0 || errno == EPERM }
         return stat.isAlive && stat.startTicks == startTicks
     }
 }

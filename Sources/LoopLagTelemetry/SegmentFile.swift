@@ -22,6 +22,9 @@ final class SegmentFile {
     struct Condition {
         var size: Int
         var links: Int
+        var device: UInt
+        var inode: UInt
+        var owner: UInt32
     }
 
     static let maximumBytes = 16 << 20
@@ -59,7 +62,9 @@ final class SegmentFile {
     func condition() throws(TelemetryError) -> Condition {
         var info = Glibc.stat()
         guard fstat(descriptor, &info) == 0 else { throw .io(path: path, errno: errno) }
-        return Condition(size: Int(info.st_size), links: Int(info.st_nlink))
+        return Condition(
+            size: Int(info.st_size), links: Int(info.st_nlink), device: info.st_dev, inode: info.st_ino,
+            owner: info.st_uid)
     }
 
     /// A second description of the same file, for leases. -1 when writing is not allowed.

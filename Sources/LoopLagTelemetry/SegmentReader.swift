@@ -27,15 +27,17 @@ public final class SegmentReader {
 
     /// Opens the segment of a living or dead process, as discovery found it.
     public init(_ source: SegmentSource) throws(TelemetryError) {
+        let status = source.isAlive ? ProcFS.status(source.pid) : nil
         let owner: SegmentFile.Owner
         if source.isAlive {
-            guard let status = ProcFS.status(source.pid) else { throw .noSuchProcess(pid: source.pid) }
+            guard let status else { throw .noSuchProcess(pid: source.pid) }
             owner = .process(users: status.users)
         } else {
             owner = .reader
         }
         let file = try SegmentFile(path: source.path, pid: source.pid, owner: owner)
-        let bytes = try file.condition().size
+        let condition = try file.condition()
+        let bytes = condition.size
         // A segment gets its length, and at last its magic, while the agent starts.
         guard bytes >= SegmentLayout.headerBytes else {
             if source.isAlive { throw .noAgent(pid: source.pid) }
@@ -44,6 +46,9 @@ public final class SegmentReader {
         try head.refresh(from: file)
         if head.header.pointee.magic == 0, source.isAlive { throw .noAgent(pid: source.pid) }
         layout = try SegmentLayout(head.header, fileBytes: bytes, path: source.path)
+        if let status {
+            try SegmentClaim(head.header, condition).check(of: source, status: status, path: source.path)
+        }
         self.file = file
         self.source = source
         life = ProcessLife(source)
@@ -83,8 +88,8 @@ public final class SegmentReader {
         try stalls.refresh(from: file, isWritten: isAlive)
         try names.refresh(from: file, header: header)
 
-        // Of a process that is gone nothing is known after the watchdog's last look.
-        let end = Decode.time(isFollowed ? now : header.pointee.heartbeat_ns)
+        let end =
+            isFollowed ? Decode.time(now) : lastSign(Decode.time(header.pointee.heartbeat_ns), loops: loopSnapshots)
         return ProcessSnapshot(
             identity: ProcessIdentity(pid: source.pid, startTicks: source.startTicks),
             takenAt: end, isAlive: isAlive, state: state,
@@ -92,7 +97,8 @@ public final class SegmentReader {
             executable: names.executable, command: names.command,
             anchor: Decode.anchor(header), startThreshold: Decode.duration(header.pointee.start_threshold_ns),
             captureThreshold: Decode.duration(header.pointee.capture_threshold_ns),
-            loops: loopSnapshots, pools: decodedPools(), stalls: stalls.records(until: end),
+            loops: loopSnapshots, pools: decodedPools(),
+            stalls: stalls.records(until: end, endsFrom: isFollowed ? nil : loops),
             modules: names.modules, agent: Decode.agent(header))
     }
 
@@ -124,6 +130,13 @@ public final class SegmentReader {
             throw .corrupt(path: file.path, reason: "its tables moved")
         }
         return condition.links
+    }
+
+    /// Of a process that is gone nothing is known after the watchdog's last look, or what its loops did since.
+    private func lastSign(_ heartbeat: MonotonicTime, loops: [LoopSnapshot]) -> MonotonicTime {
+        loops.reduce(heartbeat) { last, loop in
+            [loop.busySince, loop.idleSince, loop.retiredAt].compactMap { $0 }.reduce(last, max)
+        }
     }
 
     private func decodedPools() -> [PoolSnapshot] {

@@ -31,9 +31,20 @@ final class StallTable {
         ordered = decoded.compactMap { $0 }.sorted { $0.id < $1.id }
     }
 
-    /// - Parameter end: up to when open stalls are known to have lasted.
-    func records(until end: MonotonicTime) -> [StallRecord] {
-        for i in ordered.indices where ordered[i].state == .open { ordered[i].duration = end.since(ordered[i].start) }
-        return ordered
+    /// - Parameters:
+    ///   - end: up to when open stalls are known to have lasted.
+    ///   - loops: given once the watchdog writes no more. An iteration that ended after its last look has no end in its
+    ///     record, and an exact one in its loop's slot.
+    func records(until end: MonotonicTime, endsFrom loops: LoopTable?) -> [StallRecord] {
+        var records = ordered
+        for i in records.indices where records[i].state == .open {
+            if let ended = loops?.longIteration(of: records[i].loop, start: records[i].start) {
+                records[i].state = .closed
+                records[i].duration = ended.duration
+            } else {
+                records[i].duration = end.since(records[i].start)
+            }
+        }
+        return records
     }
 }

@@ -83,6 +83,10 @@ struct DiscoveryTests {
         #expect(
             failure(pid) == .untrusted(path: host.seenPath, reason: "it is the segment of process \(pid + 1)"))
         header.pointee.pid -= 1
+        header.pointee.start_ticks -= 1
+        #expect(
+            failure(pid) == .untrusted(path: host.seenPath, reason: "it is the segment of an earlier process \(pid)"))
+        header.pointee.start_ticks += 1
         chmod(host.image.path, 0o644)
         #expect(failure(pid) == .untrusted(path: host.seenPath, reason: "its mode is 0644 and not 0600"))
     }
@@ -94,6 +98,7 @@ struct DiscoveryTests {
         let sleeper = try watchdogLike(folder)
         let image = try SegmentImage(path: "memory", descriptor: memory.descriptor)
         image.header.pointee.pid = UInt32(sleeper.pid)
+        image.header.pointee.start_ticks = sleeper.startTicks
         image.startLoop(0)
         let squatter = "/dev/shm/\(Host.name(sleeper))"
         symlink("/etc/passwd", squatter)

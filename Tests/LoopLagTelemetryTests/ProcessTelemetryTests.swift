@@ -82,6 +82,38 @@ struct ProcessTelemetryTests {
         }
     }
 
+    /// The last thing a server does before it exits is often its longest: the watchdog had no tick left to write its end.
+    @Test("closes a stall that ended after the watchdog's last look, with the length that the loop measured")
+    func lastIteration() throws {
+        image.startLoop(0)
+        image.openStall(1, start: 1_000)
+        let telemetry = try ProcessTelemetry(image.source)
+        #expect(try telemetry.poll().opened.map(\.id) == [1])
+
+        image.endIteration(0, start: 500, duration: 60)
+        image.endIteration(0, start: 1_000, duration: 250_000_000)
+        // While the watchdog is at work the end is its own to write, with the evidence that belongs to it.
+        #expect(try telemetry.poll().closed.isEmpty)
+        image.header.pointee.state = UInt32(LAG_STATE_FINISHED)
+        let update = try telemetry.poll()
+        #expect(update.closed.map(\.duration) == [.milliseconds(250)])
+        #expect(update.snapshot.stalls.map(\.state) == [.closed])
+        #expect(try telemetry.poll().closed.isEmpty)
+    }
+
+    @Test("takes no other loop's and no other iteration's length for the end of a stall")
+    func otherIterations() throws {
+        image.startLoop(0, generation: 2)
+        image.startLoop(1)
+        image.openStall(1, start: 1_000)
+        image.openStall(2, start: 1_000, loop: 1)
+        image.openStall(3, start: 1_000, loop: 400)
+        image.endIteration(0, start: 1_000, duration: 7)
+        image.endIteration(1, start: 2_000, duration: 7)
+        image.header.pointee.state = UInt32(LAG_STATE_FINISHED)
+        #expect(try SegmentReader(image.source).snapshot().stalls.map(\.state) == [.open, .open, .open])
+    }
+
     @Test("passes on the threshold that its caller asks for")
     func threshold() throws {
         let telemetry = try ProcessTelemetry(image.source)

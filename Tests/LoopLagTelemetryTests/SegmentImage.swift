@@ -134,6 +134,19 @@ final class SegmentImage {
         slot.pointee.state = UInt32(LAG_LOOP_LIVE)
     }
 
+    /// As the loop's thread notes an iteration at or above the threshold.
+    func endIteration(_ index: Int, start: UInt64, duration: UInt64) {
+        let slot = loop(index)
+        let place = Int(slot.pointee.long_head % UInt32(LAG_RECENT_LONG))
+        withUnsafeMutablePointer(to: &slot.pointee.recent_long) { list in
+            list.withMemoryRebound(to: lag_long_iteration.self, capacity: Int(LAG_RECENT_LONG)) {
+                $0[place] = lag_long_iteration(start_ns: start, duration_ns: duration)
+            }
+        }
+        slot.pointee.long_head &+= 1
+        slot.pointee.iterations &+= 1
+    }
+
     func openStall(_ id: UInt64, start: UInt64, loop: UInt32 = 0) {
         let record = stall(id)
         record.pointee.seq |= 1

@@ -197,6 +197,8 @@ struct SnapshotTests {
         image.header.pointee.heartbeat_ns = start + 20_000_000
         image.openStall(1, start: start)
         let sleeper = try Sleeper()
+        image.header.pointee.pid = UInt32(sleeper.pid)
+        image.header.pointee.start_ticks = sleeper.startTicks
         let snapshot = try SegmentReader(
             SegmentSource(pid: sleeper.pid, startTicks: sleeper.startTicks, path: image.path, isAlive: true)
         ).snapshot()

@@ -3,7 +3,6 @@
 /// Called by `run` when a process it follows is gone; what the segment held is in the report by then. Removes only
 /// segments of processes that this run followed, and leaves the last few for `stalls PID`.
 
-import Glibc
 import LoopLagModel
 import LoopLagTelemetry
 
@@ -15,7 +14,9 @@ enum Leftovers {
         guard gone.count > kept else { return }
         let old = Set(gone.dropLast(kept))
         for left in SegmentDiscovery.leftovers() {
-            if old.contains(ProcessIdentity(pid: left.pid, startTicks: left.startTicks)) { unlink(left.path) }
+            if old.contains(ProcessIdentity(pid: left.pid, startTicks: left.startTicks)) {
+                SegmentDiscovery.remove(left)
+            }
         }
     }
 }

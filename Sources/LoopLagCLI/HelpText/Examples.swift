@@ -31,6 +31,7 @@ enum Examples {
         "ps": [
             Example("looplag ps", "processes with an agent"),
             Example("looplag ps --all", "all, with what stands in the way of an agent"),
+            Example("looplag ps --clean", "and remove the segments of dead processes"),
         ],
         "top": [
             Example("looplag top", "every process with an agent"),
@@ -53,6 +54,10 @@ enum Examples {
         "record": [
             Example("looplag record 4242 --duration 30s -o lag.json", "a JSON report of the next 30 seconds"),
             Example("looplag record 4242 4310 -o lag-%p.json", "two processes, until Ctrl-C"),
+        ],
+        "postmortem": [
+            Example("looplag postmortem 4242", "what a killed process left: its last stalls, with stacks"),
+            Example("looplag postmortem 4242 --json", "the same as a report, for programs"),
         ],
         "report": [
             Example("looplag report lag.json", "for people"),

@@ -115,6 +115,10 @@ let package = Package(
             name: "LoopLagAttachTests",
             dependencies: ["LoopLagAttach", "LoopLagCLI", "LoopLagModel", "LoopLagTelemetry", "CLoopLagLayout"],
             swiftSettings: strict),
+        .testTarget(
+            name: "LoopLagTopTests",
+            dependencies: ["LoopLagTop", "LoopLagCLI", "LoopLagDiagnosis", "LoopLagModel", "LoopLagReport"],
+            swiftSettings: strict),
         .testTarget(name: "EndToEndTests", dependencies: ["LoopLagModel"], swiftSettings: strict),
         .testTarget(name: "PolicyTests", swiftSettings: strict),
         .testTarget(
@@ -126,7 +130,7 @@ let package = Package(
             name: "LoopLagDiagnosisTests", dependencies: ["LoopLagDiagnosis", "LoopLagModel"], swiftSettings: strict),
         .testTarget(
             name: "LoopLagReportTests",
-            dependencies: ["LoopLagReport", "LoopLagDiagnosis", "LoopLagModel", "LoopLagExport", "LoopLagTop"],
+            dependencies: ["LoopLagReport", "LoopLagDiagnosis", "LoopLagModel", "LoopLagExport"],
             swiftSettings: strict),
         .testTarget(
             name: "LoopLagSymbolsTests", dependencies: ["LoopLagSymbols", "LoopLagModel"], exclude: ["Fixtures"],

@@ -81,7 +81,7 @@ private struct Layout {
         var table = min(wanted.table, max(1, room * 2 / 5))
         var list = min(wanted.stalls, max(1, room / 4))
         var frames = min(wanted.stack, max(0, room - table - list))
-        var left = room - table - list - frames
+        var left = max(0, room - table - list - frames)
         let moreTable = min(left, wanted.table - table)
         table += moreTable
         left -= moreTable
@@ -173,13 +173,6 @@ private struct Layout {
         let hasKeys = state.focus == .stalls
         let selected = stall.flatMap { stall in stalls.firstIndex { $0.id == stall.id } } ?? 0
         let top = Self.top(of: selected, page: share, count: stalls.count)
-        var name = "STALLS"
-        if stalls.count > share {
-            name += " \(top + 1)-\(top + share) of \(stalls.count)"
-        }
-        if let only = state.onlyLoop, let loop = picture.processes.flatMap(\.loops).first(where: { $0.id == only }) {
-            name += " of \(loop.name)"
-        }
         var lines: [StyledLine] = []
         if stalls.isEmpty {
             lines.append(title("STALLS", "", hasKeys: hasKeys))
@@ -189,19 +182,16 @@ private struct Layout {
                 StyledLine(isLimited ? "   none that match; Esc shows all" : "   none of \(limit) or more", .good))
             return lines
         }
-        // The columns' names stand in the title where they fit beside its own.
-        let titles = list.titles()
-        let head = "  " + titles
-        let cut = glyphs.width(" \(name) ") + 1
-        if cut <= 15 {
-            lines.append(
-                StyledLine([
-                    Span(String(glyphs.rule), .dim), Span(glyphs.left(" \(name)", 14), hasKeys ? .bold : .plain),
-                    Span(String(head.dropFirst(15)), .bold),
-                ]))
-        } else {
-            lines.append(title(name, "", hasKeys: hasKeys))
-        }
+        // The pane's name stands in the first column's title, and over the second where it counts what is hidden.
+        var name = " STALLS"
+        if stalls.count > share { name += " \(top + 1)-\(top + share)/\(stalls.count)" }
+        let titles = "  " + list.titles()
+        let cut = name.count < 16 ? 16 : 25
+        lines.append(
+            StyledLine([
+                Span(String(glyphs.rule), .dim), Span(glyphs.left(name, cut - 1), hasKeys ? .bold : .plain),
+                Span(String(titles.dropFirst(cut)), .bold),
+            ]))
         for (place, stall) in stalls.enumerated().dropFirst(top).prefix(share) {
             lines.append(list.line(stall, isSelected: place == selected, hasKeys: hasKeys))
         }
@@ -285,6 +275,10 @@ private struct Layout {
         if let message = state.message { add(glyphs.shown(message), .bold) }
         if let hidden { add(hidden, .plain) }
         if !state.filter.isEmpty { add("filter: \(glyphs.shown(state.filter))", .fair) }
+        if let only = state.onlyLoop {
+            let loop = picture.processes.flatMap(\.loops).first { $0.id == only }
+            add("stalls of \(loop.map { glyphs.shown($0.name) } ?? only)", .fair)
+        }
         if state.sort != .found { add("sorted by \(state.sort.rawValue)", .plain) }
         if state.message == nil {
             add("q quit  Tab pane  Enter open  / filter  s sort  p pause  +- threshold  c copy  w write", .dim)

@@ -1,0 +1,1 @@
+../LoopLagReportTests/Fixtures.swift

@@ -29,7 +29,7 @@ flock 9
 find_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" || true; }
 
 missing_packages() {
-    local wanted="libunwind-dev libdw-dev libncurses-dev libc6-dbg gdb procps binutils"
+    local wanted="libunwind-dev libdw-dev libncurses-dev libc6-dbg gdb procps binutils fonts-dejavu-core"
     local have package
     have=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' $wanted 2>/dev/null || true)
     for package in $wanted; do
@@ -37,6 +37,7 @@ missing_packages() {
     done
     [ -n "$(find_program redis-server)" ] || echo redis-server
     [ -n "$(find_program nginx)" ] || echo nginx-light
+    [ -n "$(find_program tmux)" ] || echo tmux
     [ -n "$(find_program pkg-config)" ] || echo pkg-config
     [ -n "$(find_program cc)" ] || echo gcc libc6-dev
     if [ -z "$(find_program python3)" ] || ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
@@ -78,9 +79,12 @@ version=$("$python" -c 'import sys; print(sys.version_info >= (3, 10), sys.versi
 [ "${version%% *}" = True ] || die "Python 3.10 or later is needed; $python is older"
 stamp="$version $(sha256sum <"$requirements")"
 if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ] || [ ! -x "$venv/bin/python" ]; then
-    say "making the Python environment $venv"
-    rm -rf "$venv"
-    "$python" -m venv "$venv"
+    # Another list of packages is installed over the old one: tests may be running from it.
+    if [ ! -x "$venv/bin/python" ] || [[ $(cat "$venv/stamp" 2>/dev/null) != "$version "* ]]; then
+        say "making the Python environment $venv"
+        rm -rf "$venv"
+        "$python" -m venv "$venv"
+    fi
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
     echo "$stamp" >"$venv/stamp"
 fi
@@ -110,6 +114,7 @@ fi
     echo "NGINX=$(find_program nginx)"
     echo "GDB=$(find_program gdb)"
     echo "CC=$(find_program cc)"
+    echo "TMUX=$(find_program tmux)"
 } >"$cache/env.new"
 mv "$cache/env.new" "$cache/env"
 if grep -n '=$' "$cache/env" >&2; then die "still missing, see above"; fi

@@ -39,13 +39,13 @@ struct Demo {
     }
 
     private static func run(_ options: Options) async throws {
-        if options.endsWithInput { LifeLine.hold() }
         if options.usesAgent {
             var configuration = LoopLag.Configuration()
             if let threshold = options.threshold { configuration.threshold = threshold }
             try LoopLag.start(configuration)
         }
         defer { if options.usesAgent { LoopLag.stop() } }
+        if options.endsWithInput { LifeLine.hold() }
 
         let raw = options.servesRaw ? try await RawServer.start(host: "127.0.0.1", port: 0) : nil
         let rawPort = raw?.localAddress?.port

@@ -6,11 +6,10 @@
 /// death of the parent's thread and misses a parent that died before the call.
 
 import Glibc
+import LoopLag
 
 enum LifeLine {
-    /// How long a request may still run.
-    private static let patience: UInt32 = 5
-
+    /// Only once the agent has started, or its segment would outlive us.
     static func hold() {
         let isHeld = PlainThread.start {
             var byte: UInt8 = 0
@@ -18,9 +17,9 @@ enum LifeLine {
                 let count = read(STDIN_FILENO, &byte, 1)
                 if count == 0 || (count < 0 && errno != EINTR) { break }
             }
-            // A clean end takes the segment away, too.
-            kill(getpid(), SIGTERM)
-            sleep(patience)
+            // At once: nobody waits for its answers. Not by SIGTERM, which before the server listens would be the
+            // kernel's own end of us, and the segment would stay.
+            LoopLag.stop()
             _exit(0)
         }
         // Without it nobody would end us.

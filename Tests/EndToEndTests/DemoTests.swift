@@ -21,15 +21,16 @@ extension EndToEnd {
             _ = try Client.get("/hello", of: host.address)
             let follower = try Follower([host.pid])
             defer { follower.end() }
-            // A first try can be slowed down by a busy machine; the cause must come right in one of three.
-            for attempt in 1...3 {
+            // On a busy machine a loop may wait for a CPU for longer than it runs; one of a few tries must come right.
+            let tries = 6
+            for attempt in 1...tries {
                 let start = MonotonicTime.now()
                 _ = try Client.get("/\(path)", of: host.address)
                 let took = MonotonicTime.now().since(start)
                 let stall = try #require(try follower.stalls(closed: attempt).last)
                 let duration = try #require(stall.duration)
                 let right = stall.closed?.event.cause == cause
-                guard right || attempt == 3 else { continue }
+                guard right || attempt == tries else { continue }
                 #expect(right, "\(String(describing: stall.closed?.event.cause))")
                 // The client's clock is the truth: no less than the route takes, no more than the answer took.
                 #expect(duration >= .milliseconds(milliseconds - 5) && duration <= took, "\(duration) of \(took)")

@@ -94,7 +94,7 @@ extension EndToEnd {
                 for _ in 1...3 { _ = try Client.ask("sleep 60", of: address) }
                 let stalls = try follower.stalls(closed: 4)
                 #expect(stalls.count == 4)
-                _ = try follower.child.wait(forOutput: "(still ran after 10s and was ended)")
+                _ = try follower.child.wait(forOutput: "(still ran after 10s and was ended)", within: .seconds(30))
                 _ = try eventually("the command's group to end") {
                     ProcessTable.members(ofGroup: shell).isEmpty ? true : nil
                 }
@@ -109,6 +109,7 @@ extension EndToEnd {
                 for count in 1...2 {
                     _ = try Client.ask("sleep 60", of: address)
                     _ = try follower.stalls(closed: count)
+                    // The rate's own second.
                     letPass(.milliseconds(1100))
                 }
                 _ = try follower.child.wait(forOutput: "(exited with status 3)")

@@ -128,7 +128,6 @@ struct DemoServer {
     func stop() {
         close(lifeline)
         let start = Clock.monotonic()
-        process.send(SIGTERM)
         var isKilled = false
         while process.reap() == nil {
             if !isKilled, Clock.monotonic().since(start) > .seconds(6) {

@@ -7,6 +7,7 @@
 
 import Glibc
 import LoopLagModel
+import LoopLagReport
 
 struct StallCommand {
     static let interval: Duration = .seconds(1)
@@ -15,6 +16,8 @@ struct StallCommand {
     static let grace: Duration = .seconds(1)
 
     let command: String
+    /// Run it when a stall has closed, with its cause, and not when it opens.
+    let waitsForEnd: Bool
 
     private struct Running {
         let process: Subprocess
@@ -30,10 +33,31 @@ struct StallCommand {
     private var skipped: UInt64 = 0
     private var toldEndings: [Subprocess.Ending] = []
 
-    init(command: String) { self.command = command }
+    /// Stalls whose opening was taken; their end is no news.
+    private var open: Set<String> = []
+
+    init(command: String, waitsForEnd: Bool) {
+        self.command = command
+        self.waitsForEnd = waitsForEnd
+    }
+
+    /// Starts the command for what is news to it. A stall that opened and closed between two looks is told only once,
+    /// as closed, and is news all the same.
+    mutating func take(_ event: StallEvent, now: MonotonicTime) {
+        let id = "\(event.pid)/\(event.stall.id)"
+        switch event.kind {
+        case .opened:
+            guard !waitsForEnd else { return }
+            open.insert(id)
+        case .closed:
+            if open.remove(id) != nil { return }
+        case .sampled: return
+        }
+        run(for: StallLine.json(event), now: now)
+    }
 
     /// Starts the command for one stall, or counts that it may not run now.
-    mutating func run(for json: String, now: MonotonicTime) {
+    private mutating func run(for json: String, now: MonotonicTime) {
         poll(now: now)
         guard running == nil, lastStart.map({ now.since($0) >= Self.interval }) ?? true else {
             skipped &+= 1
@@ -89,7 +113,10 @@ struct StallCommand {
 
     /// Lets a running command come to its end, within its time; at once when somebody wants us gone.
     mutating func finish(isHurried: Bool, clock: () -> MonotonicTime, pause: () -> Void) {
-        if isHurried, let running { running.process.send(SIGTERM) }
+        if isHurried {
+            running?.process.send(SIGTERM)
+            running?.isAskedToEnd = true
+        }
         let start = clock()
         while running != nil {
             poll(now: clock())

@@ -138,7 +138,7 @@ struct StallsVerb: ParsableCommand {
         var readiness = Readiness()
         let start = Clock.monotonic()
         var isFirst = true
-        var command = onStall.map { StallCommand(command: $0) }
+        var command = onStall.map { StallCommand(command: $0, waitsForEnd: onStallState == .closed) }
         var isHurried = false
         defer { command?.finish(isHurried: isHurried, clock: Clock.monotonic) { usleep(10_000) } }
         while true {
@@ -192,9 +192,7 @@ struct StallsVerb: ParsableCommand {
             if case .missed = change { Notices.print(event) }
             if case .sampled = change, !json { return true }
             guard let event = events.event(process, change) else { return true }
-            if event.kind == (onStallState == .open ? .opened : .closed) {
-                command?.run(for: StallLine.json(event), now: Clock.monotonic())
-            }
+            command?.take(event, now: Clock.monotonic())
             return try show(event)
         }
     }

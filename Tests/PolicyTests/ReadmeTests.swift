@@ -31,7 +31,7 @@ struct ReadmeTests {
     func commandsExist() throws {
         let sources = try Repository.files(in: "Sources/LoopLagCLI", endings: ["swift"])
         let text = sources.map(\.text).joined()
-        let verbs = Set(text.matches(of: /commandName: "([a-z]+)"/).map { $0.1 })
+        let verbs = Set(text.matches(of: /commandName: "([a-z]+)"/).map { $0.1 }).union(["help"])
         let options = optionNames(text)
         let commands = try commands()
         #expect(!commands.isEmpty)
@@ -48,7 +48,8 @@ struct ReadmeTests {
 
     /// Long options as ArgumentParser derives or is told them.
     private func optionNames(_ text: String) -> Set<String> {
-        var names: Set<String> = ["help", "version"]
+        // ArgumentParser brings these.
+        var names: Set<String> = ["help", "version", "generate-completion-script"]
         for match in text.matches(of: /\.customLong\("([a-z-]+)"/) { names.insert(String(match.1)) }
         for match in text.matches(of: /@(?:Option|Flag)(?:\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))?\s+var (\w+)/) {
             names.insert(match.1.map { $0.isUppercase ? "-\($0.lowercased())" : "\($0)" }.joined())
@@ -92,7 +93,7 @@ struct ReadmeTests {
     func messages() throws {
         let sources = try Repository.files(in: "Sources", endings: ["swift", "h"]).map(\.text).joined()
         // What stands for something else in each case.
-        let examples = ["4242", "(redis-server)", "dumb", "permission denied", "telemetry of"]
+        let examples = ["4242", "looplag-demo", "(redis-server)", "dumb", "permission denied", "telemetry of"]
         let rows = try table(under: "## Troubleshooting")
         #expect(rows.count >= 10)
         for row in rows {

@@ -122,7 +122,8 @@ let package = Package(
         .testTarget(name: "EndToEndTests", dependencies: ["LoopLagModel"], swiftSettings: strict),
         .testTarget(name: "PolicyTests", swiftSettings: strict),
         .testTarget(
-            name: "LoopLagTelemetryTests", dependencies: ["LoopLagTelemetry", "LoopLagModel", "CLoopLagLayout"],
+            name: "LoopLagTelemetryTests",
+            dependencies: ["LoopLagTelemetry", "LoopLagModel", "LoopLagSymbols", "LoopLagReport", "CLoopLagLayout"],
             swiftSettings: strict),
         .testTarget(
             name: "LoopLagModelTests", dependencies: ["LoopLagModel", "CLoopLagLayout"], swiftSettings: strict),

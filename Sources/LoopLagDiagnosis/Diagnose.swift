@@ -47,7 +47,10 @@ public func diagnose(
     let evidence = stall.evidence
     var shares = CauseShares(evidence)
     if shares.isEmpty, evidence.looks > 0 { shares = CauseShares(states: samples, evidence: evidence) }
-    let cause = evidence.looks > 0 ? shares.largest : .unknown
+    var cause = evidence.looks > 0 ? shares.largest : .unknown
+    let rules = UserCode(executable: executable, prefixes: userCode)
+    let smallShare = cause == .onCPU ? ManySmall.largestShare(evidence, samples: samples, rules: rules) : nil
+    if smallShare != nil { cause = .manySmall }
 
     var numbers: [String: Double] = [:]
     func note(_ name: String, _ value: Double) { if value > 0 { numbers[name] = value } }
@@ -61,14 +64,15 @@ public func diagnose(
     note("looks", Double(evidence.looks))
     note("gil_wait_time_ns", evidence.gilWaitTime.map(nanoseconds) ?? 0)
     note("gc_time_ns", evidence.gcTime.map(nanoseconds) ?? 0)
-    note("events", evidence.events.map(Double.init) ?? 0)
+    note("events", evidence.events.map { Double($0) } ?? 0)
+    note("largest_function_share", smallShare ?? 0)
 
     var syscall: String?
     if cause == .syscall || cause == .lock || cause == .pageFault, let number = evidence.syscallNumber, number >= 0 {
         syscall = syscallName(number) ?? "syscall_\(number)"
     }
-    let rules = UserCode(executable: executable, prefixes: userCode)
-    let culprit = rules.culprit(of: samples)
+    // Of many small callbacks none is the culprit.
+    let culprit = cause == .manySmall ? nil : rules.culprit(of: samples)
     // Several callbacks can share an iteration: what is told of the stall is what its culprit was doing.
     let blamed = culprit.map { culprit in samples.filter { rules.leaf(of: $0)?.function == culprit.function } } ?? []
     let witnesses = blamed.isEmpty ? samples : blamed

@@ -6,7 +6,8 @@ import LoopLagModel
 
 enum FindingRules {
     static let all: [any FindingRule] = [
-        BlockingCall(), BusyHandler(), LockedHandler(), StarvedMachine(), StoppedProcess(), PagedOut(), NoLoop(),
+        BlockingCall(), BusyHandler(), CrowdedIteration(), LockedHandler(), StarvedMachine(), StoppedProcess(),
+        PagedOut(), NoLoop(),
         LoopsRefused(), SamplesLost(), DegradedAgent(),
     ]
 }
@@ -40,7 +41,7 @@ struct BlockingCall: FindingRule {
 /// A handler computes for longer than the threshold.
 struct BusyHandler: FindingRule {
     func check(_ context: FindingContext) -> Finding? {
-        let stalls = context.stalls.filter { $0.cause == .onCPU || $0.cause == .manySmall }
+        let stalls = context.stalls.filter { $0.cause == .onCPU }
         guard !stalls.isEmpty else { return nil }
         let who = context.mainCulprit(of: stalls) ?? "a handler"
         return context.finding(

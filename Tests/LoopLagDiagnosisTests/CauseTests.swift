@@ -30,6 +30,40 @@ struct CauseTests {
             ])
     }
 
+    private static func busy(events: UInt64?, _ functions: [String]) -> StallDiagnosis {
+        let samples = functions.enumerated().map { i, name in
+            StackSample(
+                stallID: 1, position: UInt64(i), offset: .milliseconds(100 + 50 * i), threadState: "R", method: .signal,
+                frames: [
+                    Frame(function: name, kind: .native, module: "server"),
+                    Frame(function: "dispatch", kind: .native, module: "server"),
+                    Frame(function: "main", kind: .native, module: "server"),
+                ], isTruncated: false)
+        }
+        return diagnose(
+            makeStall(
+                evidence: StallEvidence(
+                    looks: 9, observed: .milliseconds(400), onCPU: .milliseconds(400), cpuTime: .milliseconds(400),
+                    events: events)), samples: samples, executable: "/opt/server")
+    }
+
+    @Test("Many events of which no function holds a fifth are many small callbacks, and nobody is the culprit")
+    func manySmall() {
+        let many = Self.busy(events: 200, ["a", "b", "c", "d", "e", "f"])
+        #expect(many.cause == .manySmall)
+        #expect(many.culprit == nil)
+        #expect(many.evidence["events"] == 200)
+        #expect((many.evidence["largest_function_share"] ?? 1) < 0.2)
+        #expect(many.evidence["on_cpu_ns"] == 400e6)
+        // One function with a fifth, one event, an unknown number of events, too few samples to tell.
+        #expect(Self.busy(events: 200, ["a", "b", "c", "a", "e", "f"]).cause == .onCPU)
+        #expect(Self.busy(events: 200, ["a", "b", "c", "a", "e", "f"]).culprit?.function == "a")
+        #expect(Self.busy(events: 1, ["a", "b", "c", "d", "e", "f"]).cause == .onCPU)
+        #expect(Self.busy(events: nil, ["a", "b", "c", "d", "e", "f"]).cause == .onCPU)
+        #expect(Self.busy(events: 200, ["a", "b", "c", "d", "e"]).cause == .onCPU)
+        #expect(Self.busy(events: 200, []).cause == .onCPU)
+    }
+
     @Test("Causes partition the observed time", arguments: [0, 30, 80, 200])
     func partition(queued: Int) {
         let result = Self.diagnosis(

@@ -77,8 +77,8 @@ struct DiscoveryTests {
         let header = host.image.header
         let pid = host.sleeper.pid
         header.pointee.abi_version = 7
-        #expect(failure(pid) == .otherVersion(path: host.seenPath, found: 7, known: 1))
-        header.pointee.abi_version = 1
+        #expect(failure(pid) == .otherVersion(path: host.seenPath, found: 7, known: UInt32(LAG_ABI_VERSION)))
+        header.pointee.abi_version = UInt32(LAG_ABI_VERSION)
         header.pointee.pid += 1
         #expect(
             failure(pid) == .untrusted(path: host.seenPath, reason: "it is the segment of process \(pid + 1)"))

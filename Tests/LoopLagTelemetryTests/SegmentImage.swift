@@ -30,6 +30,9 @@ final class SegmentImage {
     private let descriptor: Int32
     private let removes: Bool
 
+    /// For what only the file's own process could do.
+    var ownDescriptor: Int32 { descriptor }
+
     var header: UnsafeMutablePointer<lag_header> { base.assumingMemoryBound(to: lag_header.self) }
 
     init(path: String, _ shape: Shape = Shape(), descriptor: Int32? = nil) throws {

@@ -13,6 +13,8 @@ final class Follower {
     enum Scope {
         /// These and whatever they fork or execute.
         case trees([Int32])
+        /// These alone, whatever they execute.
+        case these([Int32])
         /// Every process with an agent that we may read.
         case everything
         /// None but those that were added.
@@ -39,11 +41,15 @@ final class Follower {
     static let patience: Duration = .seconds(5)
     /// A lease dies after five seconds without a beat.
     static let leaseInterval: Duration = .seconds(1)
+    /// Ended processes that are kept for the report; a server that replaces its workers for days has many more.
+    static let endedLimit = 512
 
     /// What counts as a stall for us; `change(threshold:)` sets another.
     private(set) var threshold: Duration
     /// In the order they were found, also the ended ones.
     private(set) var processes: [FollowedProcess] = []
+    /// Ended ones that are no longer among them.
+    private(set) var endedForgotten = 0
 
     private let scope: Scope
     private let includesHistory: Bool
@@ -130,7 +136,19 @@ final class Follower {
             nextDiscovery = now
             events.append(.gone(process))
         }
+        forgetEnded()
         return events + inOrder(changes)
+    }
+
+    /// The oldest of those that had no stall go first.
+    private func forgetEnded() {
+        let ended = processes.filter(\.isGone)
+        guard ended.count > Self.endedLimit else { return }
+        let order = ended.filter(\.stalls.isEmpty) + ended.filter { !$0.stalls.isEmpty }
+        let forgotten = Set(order.prefix(ended.count - Self.endedLimit * 3 / 4).map(ObjectIdentifier.init))
+        processes.removeAll { forgotten.contains(ObjectIdentifier($0)) }
+        refused.subtract(forgotten)
+        endedForgotten += forgotten.count
     }
 
     /// What one look found, in the order of time: the end of a stall before the beginning of the next.
@@ -165,23 +183,28 @@ final class Follower {
         case .everything:
             for source in SegmentDiscovery.allLive() { take(source, into: &events) }
         case .trees(let roots):
-            let members = self.members(roots, now: now)
-            let known = Set(live.map(\.identity.pid))
-            candidates = candidates.filter { members.contains($0.key) && !known.contains($0.key) }
-            for pid in members where !known.contains(pid) {
-                if let candidate = candidates[pid], candidate.next > now { continue }
-                do throws(TelemetryError) {
-                    take(try SegmentDiscovery.live(pid: pid), into: &events)
-                    candidates[pid] = nil
-                } catch {
-                    var candidate =
-                        candidates[pid]
-                        ?? Candidate(identity: try? ProcessFacts.read(pid: pid).identity, since: now, next: now)
-                    let isNew = now.since(candidate.since) < Self.patience
-                    candidate.next = now.advanced(by: isNew ? .zero : .seconds(1))
-                    candidates[pid] = candidate
-                    note(error, pid: pid, into: &events)
-                }
+            search(members(roots, now: now), now: now, into: &events)
+        case .these(let pids):
+            search(Set(pids), now: now, into: &events)
+        }
+    }
+
+    private func search(_ members: Set<Int32>, now: MonotonicTime, into events: inout [Event]) {
+        let known = Set(live.map(\.identity.pid))
+        candidates = candidates.filter { members.contains($0.key) && !known.contains($0.key) }
+        for pid in members where !known.contains(pid) {
+            if let candidate = candidates[pid], candidate.next > now { continue }
+            do throws(TelemetryError) {
+                take(try SegmentDiscovery.live(pid: pid), into: &events)
+                candidates[pid] = nil
+            } catch {
+                var candidate =
+                    candidates[pid]
+                    ?? Candidate(identity: try? ProcessFacts.read(pid: pid).identity, since: now, next: now)
+                let isNew = now.since(candidate.since) < Self.patience
+                candidate.next = now.advanced(by: isNew ? .zero : .seconds(1))
+                candidates[pid] = candidate
+                note(error, pid: pid, into: &events)
             }
         }
     }

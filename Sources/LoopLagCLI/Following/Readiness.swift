@@ -25,7 +25,13 @@ struct Readiness {
     /// The lines that are due now.
     mutating func lines(_ follower: Follower, now: MonotonicTime) -> [String] {
         var lines: [String] = []
-        for process in follower.live {
+        let live = follower.live
+        // The follower forgets ended processes in the end, and a later one may lie where such a one lay.
+        if sightings.count > live.count {
+            let keys = Set(live.map { ObjectIdentifier($0) })
+            sightings = sightings.filter { keys.contains($0.key) }
+        }
+        for process in live {
             let key = ObjectIdentifier(process)
             var sighting = sightings[key] ?? Sighting()
             guard !sighting.isAnnounced else { continue }

@@ -33,6 +33,9 @@ struct RecordVerb: ParsableCommand {
 
     @OptionGroup var threshold: ThresholdOption
 
+    @Flag(name: .customLong("no-children"), help: "Leave out what the named processes fork or execute.")
+    var noChildren = false
+
     @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
     var noAttach = false
 
@@ -53,17 +56,9 @@ struct RecordVerb: ParsableCommand {
         try file.check()
         threshold.noteLimits()
         let window = ReportWindow()
-        let follower = Follower(scope: .trees(pids), threshold: threshold.threshold, includesHistory: false)
-        var targets: [Target] = []
-        for pid in pids {
-            let source = try Targets.source(of: pid)
-            do throws(TelemetryError) {
-                let process = try follower.add(source)
-                targets.append(Target(identity: process.identity, name: process.name))
-            } catch {
-                throw Targets.failure(error, pid: pid)
-            }
-        }
+        let follower = Follower(
+            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
+        let targets = try Targets.follow(pids, in: follower, noChildren: noChildren)
         follow(follower, targets: targets, start: window.start)
         let gone = targets.filter { !$0.isRunning }
         let report = window.report(of: follower, userCode: userCode)

@@ -38,6 +38,9 @@ struct StallsVerb: ParsableCommand {
     @Flag(help: "Also show loops that serve nothing (libdispatch's manager, node's inspector).")
     var helpers = false
 
+    @Flag(name: .customLong("no-children"), help: "Leave out what the named processes fork or execute.")
+    var noChildren = false
+
     @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
     var noAttach = false
 
@@ -68,6 +71,7 @@ struct StallsVerb: ParsableCommand {
 
     func validate() throws {
         try Targets.check(pids)
+        if noChildren && pids.isEmpty { throw ValidationError("--no-children needs a process id") }
         if duration != nil && !follow { throw ValidationError("--duration needs --follow") }
         if onStall != nil && !follow { throw ValidationError("--on-stall needs --follow") }
         if onStall?.isEmpty == true { throw ValidationError("--on-stall needs a command") }
@@ -91,9 +95,18 @@ struct StallsVerb: ParsableCommand {
         }
         let leftovers = pids.isEmpty ? [] : SegmentDiscovery.leftovers()
         for pid in pids {
+            let children = noChildren ? [] : SegmentDiscovery.children(of: pid)
+            let own = sources.count
+            for child in children where !pids.contains(child) {
+                if let source = try? SegmentDiscovery.live(pid: child), !sources.contains(source) {
+                    sources.append(source)
+                }
+            }
             do throws(Failure) {
                 sources.append(try Targets.source(of: pid))
             } catch {
+                // A master of workers that has no loop itself.
+                if sources.count > own { continue }
                 // A dead process may have left its segment; the latest of a reused pid is the one meant.
                 guard let left = leftovers.filter({ $0.pid == pid }).max(by: { $0.startTicks < $1.startTicks })
                 else { throw error }
@@ -122,18 +135,9 @@ struct StallsVerb: ParsableCommand {
     // MARK: What happens
 
     private func following() throws {
-        let scope: Follower.Scope = pids.isEmpty ? .everything : .trees(pids)
-        let follower = Follower(scope: scope, threshold: threshold.threshold, includesHistory: false)
-        var targets: [Target] = []
-        for pid in pids {
-            let source = try Targets.source(of: pid)
-            do throws(TelemetryError) {
-                let process = try follower.add(source)
-                targets.append(Target(identity: process.identity, name: process.name))
-            } catch {
-                throw Targets.failure(error, pid: pid)
-            }
-        }
+        let follower = Follower(
+            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
+        let targets = try Targets.follow(pids, in: follower, noChildren: noChildren)
         var inbox = SignalInbox([SIGINT, SIGTERM, SIGHUP])
         var readiness = Readiness()
         let start = Clock.monotonic()

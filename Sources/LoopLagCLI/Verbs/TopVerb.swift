@@ -63,18 +63,10 @@ struct TopVerb: ParsableCommand {
 
     func run() throws {
         threshold.noteLimits()
-        let scope: Follower.Scope = pids.isEmpty ? .everything : noChildren ? .only : .trees(pids)
-        let follower = Follower(scope: scope, threshold: threshold.threshold, includesHistory: false)
+        let follower = Follower(
+            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
         var options = LiveOptions()
-        for pid in Set(pids).sorted() {
-            let source = try Targets.source(of: pid)
-            do throws(TelemetryError) {
-                let process = try follower.add(source)
-                options.targets.append(Target(identity: process.identity, name: process.name))
-            } catch {
-                throw Targets.failure(error, pid: pid)
-            }
-        }
+        options.targets = try Targets.follow(Set(pids).sorted(), in: follower, noChildren: noChildren)
         options.json = json
         options.interval = interval
         options.iterations = iterations

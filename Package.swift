@@ -82,7 +82,7 @@ let package = Package(
             resources: [.copy("looplag.report.schema.json")], swiftSettings: strict),
         // ptrace and process_vm_readv, which Swift's Glibc module leaves out.
         .target(
-            name: "CLoopLagTrace",
+            name: "CLoopLagTrace", dependencies: ["CLoopLagLayout"],
             cSettings: [.define("_GNU_SOURCE"), .enableWarning("all"), .enableWarning("extra")]),
         .target(
             name: "LoopLagAttach", dependencies: ["LoopLagModel", "CLoopLagTrace", "CLoopLagLayout"],

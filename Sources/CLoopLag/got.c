@@ -14,12 +14,20 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* The handle of the main program, whose search order is everybody's. RTLD_DEFAULT would find our own hooks first in an
+ * injected object, since -Bsymbolic puts the object before the others in its own search order. */
+static void *main_program(void) {
+    struct r_debug *debug = dlsym(RTLD_DEFAULT, "_r_debug");
+    return debug != NULL ? debug->r_map : NULL;
+}
+
 void lag_hooks_resolve(bool next_object) {
+    void *everybody = next_object ? NULL : main_program();
     size_t count;
     const struct lag_hook *rows = lag_hooks(&count);
     for (size_t i = 0; i < count; i++) {
         if (__atomic_load_n(rows[i].real, __ATOMIC_ACQUIRE) != NULL) continue;
-        void *real = dlsym(next_object ? RTLD_NEXT : RTLD_DEFAULT, rows[i].name);
+        void *real = everybody != NULL ? dlsym(everybody, rows[i].name) : dlsym(RTLD_NEXT, rows[i].name);
         if (real == NULL) real = dlsym(RTLD_DEFAULT, rows[i].name);
         if (real != rows[i].replacement) __atomic_store_n(rows[i].real, real, __ATOMIC_RELEASE);
     }
@@ -121,7 +129,7 @@ static void visit_relocations(const struct object *object, const Elf64_Rela *rel
                 store_slot(object, slot, rows[h].replacement, scan);
             } else if (object->bias != 0 && (uint64_t)now < object->span) {
                 scan->unready += 1;
-            } else if (type == R_X86_64_JUMP_SLOT) {
+            } else if (type == R_X86_64_JUMP_SLOT && (uint64_t)now - object->bias < object->span) {
                 /* Lazily bound to the object's own PLT. A thread that is inside the resolver for it at this moment will
                  * store libc's address over ours: look again. */
                 store_slot(object, slot, rows[h].replacement, scan);
@@ -178,7 +186,8 @@ static uint32_t run_scan(bool restore) {
     /* The watchdog may have decided to patch just before it was told to end. */
     if (restore || lag_life_state() != LAG_LIFE_PARKED) dl_iterate_phdr(visit_object, &scan);
     unready_scans = scan.unready != 0 ? unready_scans + 1 : 0;
-    seen_adds = scan.unready == 0 || unready_scans >= UNREADY_SCANS ? scan.adds : 0;
+    /* After a restore everything is to be patched again, should the agent be wanted once more. */
+    seen_adds = !restore && (scan.unready == 0 || unready_scans >= UNREADY_SCANS) ? scan.adds : 0;
     seen_subs = scan.subs;
     lag_scan_unlock();
     return scan.changed;

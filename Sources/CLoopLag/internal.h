@@ -45,6 +45,8 @@ LAG_ANY_THREAD void lag_loops_close(void);
 LAG_ANY_THREAD void lag_loops_resolve(void);
 LAG_ANY_THREAD void lag_life_set_header(struct lag_header *header);
 LAG_ANY_THREAD void lag_env_remember(void);
+/* Starts a thread that starts the agent after `delay_ns`, if it still is to be started then. */
+LAG_ANY_THREAD bool lag_thread_start_late(uint64_t delay_ns);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
 struct lag_thread *lag_thread_self(void);

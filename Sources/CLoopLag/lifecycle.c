@@ -8,6 +8,7 @@
 #include "internal.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,12 +47,20 @@ static void before_fork(void) {
     pthread_mutex_lock(&scan_mutex);
 }
 static void after_fork_parent(void) { pthread_mutex_unlock(&scan_mutex); }
-static void after_fork_child(void) { begin_again_in_child(); }
+/* What a child of an attached process loads later (a prefork worker its event loop) has slots that nobody has patched,
+ * so no wait would start its agent: a thread does, unless an exec or exit comes first. */
+static void after_fork_child(void) {
+    enum { LATE_NS = 50 * 1000 * 1000 };
+    begin_again_in_child();
+    if (life_mode == LAG_MODE_ATTACHED && lag_life_state() == LAG_LIFE_ARMED) (void)lag_thread_start_late(LATE_NS);
+}
 
 bool lag_life_other_agent(void) { return dlsym(RTLD_DEFAULT, "lag_agent_abi") != NULL; }
 
 bool lag_life_arm(uint32_t mode, lag_starter starter) {
-    lag_hooks_resolve(true);
+    /* An injected object stands behind everything that is loaded: what its neighbours call is the global symbol, which
+     * may be another tool's wrapper of libc's. */
+    lag_hooks_resolve(mode != LAG_MODE_ATTACHED);
     if (getauxval(AT_SECURE) != 0) return false;
     lag_env_remember();
     lag_loops_resolve();
@@ -105,6 +114,31 @@ bool lag_life_start_now(void) {
     }
     (void)pthread_setcancelstate(cancel, &cancel);
     return running || (lag_life_state() == LAG_LIFE_RUNNING && lag_life_is_ours());
+}
+bool lag_life_start_soon(void) { return lag_thread_start_late(0); }
+
+struct own_name {
+    uint64_t address;
+    bool is_injected;
+};
+
+static int visit_for_name(struct dl_phdr_info *info, size_t size, void *context) {
+    (void)size;
+    struct own_name *own = context;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const Elf64_Phdr *header = &info->dlpi_phdr[i];
+        if (header->p_type != PT_LOAD || own->address - info->dlpi_addr - header->p_vaddr >= header->p_memsz) continue;
+        static const char prefix[] = "/proc/self/./fd/"; /* as the injector spells it, and nobody else */
+        own->is_injected = info->dlpi_name != NULL && strstr(info->dlpi_name, prefix) == info->dlpi_name;
+        return 1;
+    }
+    return 0;
+}
+
+bool lag_life_was_injected(void) {
+    struct own_name own = {.address = (uint64_t)&lag_life_word};
+    dl_iterate_phdr(visit_for_name, &own);
+    return own.is_injected;
 }
 uint32_t lag_life_state(void) { return __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE); }
 uint32_t lag_life_mode(void) { return life_mode; }

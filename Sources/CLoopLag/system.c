@@ -36,8 +36,7 @@ static void *run_thread(void *argument) {
     return NULL;
 }
 
-bool lag_thread_start(void (*body)(void *), void *argument) {
-    watchdog_body = body; /* always the same one */
+static bool start_thread(void *(*routine)(void *), void *argument) {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return false;
     (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -50,13 +49,28 @@ bool lag_thread_start(void (*body)(void *), void *argument) {
         for (size_t bytes = 512 << 10; !started && bytes <= 8 << 20; bytes <<= 2) {
             pthread_t thread;
             (void)pthread_attr_setstacksize(&attributes, bytes);
-            started = pthread_create(&thread, &attributes, run_thread, argument) == 0;
+            started = pthread_create(&thread, &attributes, routine, argument) == 0;
         }
         (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
     }
     pthread_attr_destroy(&attributes);
     return started;
 }
+
+bool lag_thread_start(void (*body)(void *), void *argument) {
+    watchdog_body = body; /* always the same one */
+    return start_thread(run_thread, argument);
+}
+
+static void *run_late_start(void *delay) {
+    lag_thread_self()->in_setup = 1;
+    (void)prctl(PR_SET_NAME, "looplag");
+    if (delay != NULL) lag_sleep_until(lag_now() + (uint64_t)delay);
+    if (lag_life_state() == LAG_LIFE_ARMED) (void)lag_life_start_now();
+    return NULL;
+}
+
+bool lag_thread_start_late(uint64_t delay_ns) { return start_thread(run_late_start, (void *)delay_ns); }
 
 bool lag_thread_exists(int32_t tid) {
     return lag_syscall6(SYS_tgkill, getpid(), tid, 0, 0, 0, 0) != -ESRCH;
@@ -168,14 +182,35 @@ static struct {
 } variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
                  {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
 
+static void set_variable(size_t i, const char *value) {
+    size_t bytes = value != NULL ? strlen(value) : 0;
+    if (bytes >= sizeof variables[i].value) bytes = 0; /* half a value is none */
+    if (bytes != 0) memcpy(variables[i].value, value, bytes);
+    variables[i].value[bytes] = 0;
+}
+
+static bool were_taken; /* then the process's own, which may change at any moment, is not looked at again */
+
 void lag_env_remember(void) {
-    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {
-        const char *value = getenv(variables[i].name);
-        size_t bytes = value != NULL ? strlen(value) : 0;
-        if (bytes >= sizeof variables[i].value) bytes = 0; /* half a value is none */
-        if (bytes != 0) memcpy(variables[i].value, value, bytes);
-        variables[i].value[bytes] = 0;
+    if (were_taken) return;
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) set_variable(i, getenv(variables[i].name));
+}
+
+bool lag_env_take(const char *block, size_t bytes) {
+    if (block == NULL || bytes == 0 || block[bytes - 1] != 0) return false;
+    bool is_known = false;
+    were_taken = true;
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) set_variable(i, NULL);
+    for (const char *text = block; text < block + bytes; text += strlen(text) + 1) {
+        const char *sign = strstr(text, "=");
+        if (sign == NULL) continue;
+        size_t name = (size_t)(sign - text);
+        if (name == 3 && memcmp(text, "ABI", 3) == 0) is_known = strtol(sign + 1, NULL, 10) == LAG_ABI_VERSION;
+        for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++)
+            if (strlen(variables[i].name) == name && memcmp(variables[i].name, text, name) == 0)
+                set_variable(i, sign + 1);
     }
+    return is_known;
 }
 
 const char *lag_env(const char *name) {

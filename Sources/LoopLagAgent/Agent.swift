@@ -55,13 +55,31 @@ public enum Agent {
         lag_hooks_set_families(Settings.fromEnvironment(threshold: nil).families)
     }
 
+    /// Starts, or starts again, in a running process that a command line called this into. Runs on a thread that was
+    /// borrowed from the host: what takes time is done by a thread of our own.
+    /// - Parameter variables: what the environment would say, see lag_env_take.
+    static func attach(_ variables: UnsafePointer<CChar>?, _ bytes: Int) -> UInt32 {
+        let state = lag_life_state()
+        if (state == UInt32(LAG_LIFE_RUNNING) && lag_life_is_ours()) || state == UInt32(LAG_LIFE_STARTING) {
+            return UInt32(LAG_ATTACH_RUNNING)
+        }
+        guard lag_env_take(variables, bytes) else { return UInt32(LAG_ATTACH_OTHER_VERSION) }
+        requestedThreshold = 0
+        // A preloaded object's hooks are exported symbols: there is nothing to patch.
+        let mode = lag_life_mode() == UInt32(LAG_MODE_PRELOAD) ? UInt32(LAG_MODE_PRELOAD) : UInt32(LAG_MODE_ATTACHED)
+        guard lag_life_arm(mode, begin) else { return UInt32(LAG_ATTACH_DISABLED) }
+        lag_hooks_set_families(Settings.fromEnvironment(threshold: nil).families)
+        // The watchdog's first look patches the slots.
+        return lag_life_start_soon() ? UInt32(LAG_ATTACH_STARTED) : UInt32(LAG_ATTACH_NO_THREAD)
+    }
+
     /// Ends measuring and removes the segment. The hooks stay and pass through; the watchdog ends at its next tick.
     public static func stop() {
         patchedBefore = false
         lag_life_exit()
         lag_life_park()
         // Behind the parking: until then the watchdog may patch anew.
-        if lag_life_mode() == UInt32(LAG_MODE_LINKED) { _ = lag_got_restore() }
+        if lag_life_mode() != UInt32(LAG_MODE_PRELOAD) { _ = lag_got_restore() }
     }
 
     /// The starter that the hooks call: segment, watchdog, nothing else.
@@ -85,7 +103,10 @@ public enum Agent {
 #if LOOPLAG_EMBEDDED
     /// The preload object's start-up (`-init`): resolves the real calls, reads its variables, returns.
     @_cdecl("lag_preload_init")
-    public func preloadInit() { Agent.armPreloaded() }
+    public func preloadInit() {
+        // An injected object waits for the call of lag_agent_attach.
+        if !lag_life_was_injected() { Agent.armPreloaded() }
+    }
 
     /// The preload object's end (`-fini`): a clean exit removes the segment.
     @_cdecl("lag_preload_exit")
@@ -94,6 +115,12 @@ public enum Agent {
     /// Says that an agent is in this process, and which layout it writes.
     @_cdecl("lag_agent_abi")
     public func agentABI() -> UInt32 { UInt32(LAG_ABI_VERSION) }
+
+    /// What `looplag attach` calls on a borrowed thread: LAG_ATTACH_*.
+    @_cdecl("lag_agent_attach")
+    public func agentAttach(_ variables: UnsafePointer<CChar>?, _ bytes: Int) -> UInt32 {
+        Agent.attach(variables, bytes)
+    }
 
     /// node's `process.dlopen` unloads an object that does not export this.
     @_cdecl("napi_register_module_v1")

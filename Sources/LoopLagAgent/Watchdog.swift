@@ -111,6 +111,11 @@ struct Watchdog {
             }
             if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
+            // Whoever may write the segment may end the agent. It is asked for by name: no other value means anything.
+            if lag_load_u64(&header.pointee.control) == UInt64(LAG_CONTROL_DETACH) {
+                Agent.stop()
+                break
+            }
             lag_store_u64(&header.pointee.heartbeat_ns, now)
             header.pointee.watchdog_ticks &+= 1
 

@@ -78,8 +78,8 @@ struct LoopLagCommand: ParsableCommand {
             """,
         version: Version.text,
         subcommands: [
-            DemoVerb.self, RunVerb.self, TopVerb.self, PsVerb.self, StallsVerb.self, DumpVerb.self, RecordVerb.self,
-            PostmortemVerb.self, ReportVerb.self, DoctorVerb.self, InstallVerb.self,
+            DemoVerb.self, RunVerb.self, AttachVerb.self, DetachVerb.self, TopVerb.self, PsVerb.self, StallsVerb.self,
+            DumpVerb.self, RecordVerb.self, PostmortemVerb.self, ReportVerb.self, DoctorVerb.self, InstallVerb.self,
         ])
 
     /// The manual page on standard output, for packagers; `install` puts it in its place.

@@ -51,6 +51,12 @@ LAG_ANY_THREAD void lag_life_park(void);
 LAG_ANY_THREAD uint32_t lag_life_epoch(void);
 /* True in the process (not a fork of it) that started the running agent. */
 LAG_SIGNAL_SAFE bool lag_life_is_ours(void);
+/* Starts on a thread of the agent's own, so that the caller (a thread that was borrowed for it) goes back to its work
+ * after some ten microseconds. False where no thread can be had. */
+LAG_ANY_THREAD bool lag_life_start_soon(void);
+/* True in an object that was injected into a running process: it must not arm itself, nor read the environment that
+ * another thread may be changing. Iterates the loaded objects. */
+LAG_ANY_THREAD bool lag_life_was_injected(void);
 /* True when an agent object is already loaded in this process (preload beside a linked build). */
 LAG_ANY_THREAD bool lag_life_other_agent(void);
 /* The path to unlink at a clean exit; "" = none. `bytes` without the NUL, cut at 255. */
@@ -186,6 +192,9 @@ LAG_ANY_THREAD long lag_link_read(const char *path, void *into, size_t capacity)
 LAG_ANY_THREAD uint64_t lag_file_inode(const char *path);
 /* A LOOPLAG_* variable as it was when the agent was armed, or NULL: later another thread may be in setenv. */
 LAG_ANY_THREAD const char *lag_env(const char *name);
+/* Takes the variables from `NAME=VALUE` strings, each with its NUL, in place of the environment. `ABI=N` must be there
+ * and be this layout's: false otherwise. */
+LAG_ANY_THREAD bool lag_env_take(const char *block, size_t bytes);
 /* Creates, reserves and maps a private (0600) file; a left-over of the same name is replaced. Descriptor closed.
  * Returns NULL with a negative errno in *error. */
 LAG_ANY_THREAD void *lag_segment_create(const char *path, size_t bytes, int *error);

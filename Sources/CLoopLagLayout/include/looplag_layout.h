@@ -334,6 +334,18 @@ enum { LAG_STATE_STARTING = 0, LAG_STATE_RUNNING = 1, LAG_STATE_PARKED = 2, LAG_
 enum { LAG_MODE_LINKED = 1, LAG_MODE_PRELOAD = 2, LAG_MODE_ATTACHED = 3 };
 enum { LAG_RUNTIME_UNKNOWN = 0, LAG_RUNTIME_SWIFT = 1, LAG_RUNTIME_NODE = 2, LAG_RUNTIME_CPYTHON = 3, LAG_RUNTIME_NATIVE = 4 };
 
+/* A word that nobody writes by chance. */
+#define LAG_CONTROL_DETACH 0x6863617465444c4cULL
+
+/* What lag_agent_attach answers to whoever called it into a running process. */
+enum {
+    LAG_ATTACH_STARTED = 1, /* a thread was made that creates the segment and patches the slots */
+    LAG_ATTACH_RUNNING = 2, /* it measures already */
+    LAG_ATTACH_DISABLED = 3, /* LOOPLAG_DISABLE, or a privileged process */
+    LAG_ATTACH_NO_THREAD = 4,
+    LAG_ATTACH_OTHER_VERSION = 5, /* asked for by a command line of another layout */
+};
+
 /* Bits of `degraded`: what the agent found it cannot do here. */
 enum {
     LAG_DEGRADED_NO_SYSCALL_FILE = 1,   /* /proc/self/task/TID/syscall is not readable */
@@ -415,7 +427,8 @@ struct lag_header {
     uint32_t modules_generation;   /* [W] raised when an entry changes */
     uint32_t strings_used;         /* [S] [W] bytes */
     uint32_t slots_patched;        /* [W] GOT slots, in linked and attached mode */
-    uint64_t reserved[16];
+    uint64_t control;         /* [R] LAG_CONTROL_DETACH: give every slot back and end; anything else is no wish */
+    uint64_t reserved[15];
 
     struct lag_lease leases[LAG_MAX_LEASES]; /* [R] */
 };

@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "inject.h"
+
 #if !defined(__x86_64__)
 #error "LoopLag reads the registers of x86_64 threads only"
 #endif

@@ -1,0 +1,22 @@
+/// The options of every verb that names a process and may load an agent into it.
+
+import ArgumentParser
+
+struct AttachOptions: ParsableArguments {
+    @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
+    var noAttach = false
+
+    @Flag(help: "Leave an agent that was loaded for this in the process.")
+    var keep = false
+
+    @Flag(name: .customLong("no-children"), help: "Leave the processes that it starts alone.")
+    var noChildren = false
+
+    @Option(
+        help: ArgumentHelp("How long to wait for a moment to load the agent.", valueName: "duration"),
+        transform: DurationArgument.parse)
+    var wait: Duration = .seconds(30)
+
+    @Flag(name: .shortAndLong, help: "Say what was done, and how long the process was stopped for it.")
+    var verbose = false
+}

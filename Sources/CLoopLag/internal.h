@@ -47,6 +47,8 @@ LAG_ANY_THREAD void lag_life_set_header(struct lag_header *header);
 LAG_ANY_THREAD void lag_env_remember(void);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
+extern struct lag_python_loop lag_python_loops[LAG_MAX_LOOPS];
+LAG_ANY_THREAD void lag_gil_wait_resolve(bool next_object);
 struct lag_thread *lag_thread_self(void);
 void lag_hooks_set_thresholds(uint64_t start, uint64_t capture);
 

@@ -10,6 +10,7 @@
 #include "internal.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/select.h>
 #include <time.h>
 
@@ -81,6 +82,9 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
             entry->start_ns = began;
             entry->duration_ns = length;
             slot->recent_events[slot->long_head % LAG_RECENT_LONG] = (uint32_t)slot->iteration_events;
+            struct lag_python_loop *python = &lag_python_loops[self->index];
+            python->recent_gil_wait[slot->long_head % LAG_RECENT_LONG] =
+                slot->gil_wait_ns - python->gil_wait_at_start;
             slot->long_head += 1;
         }
     }
@@ -106,6 +110,7 @@ static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slo
     slot->busy_since_ns = now;
     slot->iteration_events = result > 0 ? (uint64_t)result : 0;
     slot->events += slot->iteration_events;
+    lag_python_loops[self->index].gil_wait_at_start = slot->gil_wait_ns;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&slot->seq, seq + 2, __ATOMIC_RELEASE);
 }
@@ -213,6 +218,9 @@ int lag_hook_epoll_create1(int flags) {
 
 #define HOOK(call, real_pointer, group) {#call, (void *)lag_hook_##call, (void **)&(real_pointer), (group)}
 
+extern int (*lag_real_cond_timedwait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+int lag_hook_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *until);
+
 static const struct lag_hook hooks[] = {
     HOOK(epoll_wait, real_epoll_wait, LAG_FAMILY_EPOLL),
     HOOK(epoll_pwait, real_epoll_pwait, LAG_FAMILY_EPOLL),
@@ -225,6 +233,8 @@ static const struct lag_hook hooks[] = {
     HOOK(__ppoll_chk, real_ppoll_chk, LAG_FAMILY_POLL),
     HOOK(select, real_select, LAG_FAMILY_POLL),
     HOOK(pselect, real_pselect, LAG_FAMILY_POLL),
+    {"pthread_cond_timedwait", (void *)lag_hook_pthread_cond_timedwait, (void **)&lag_real_cond_timedwait,
+     LAG_FAMILY_PYTHON},
 };
 
 const struct lag_hook *lag_hooks(size_t *count) {

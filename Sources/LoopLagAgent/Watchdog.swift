@@ -109,6 +109,8 @@ struct Watchdog {
                 watches[i].tick(i, context.segment.loops + i, now, &context)
                 i &+= 1
             }
+            context.capture.runtime.tick(
+                now: now, loops: context.segment.loops, count: used < context.segment.loopCount ? used : 0)
             if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
             lag_store_u64(&header.pointee.heartbeat_ns, now)

@@ -48,9 +48,15 @@ static inline bool is_current(const struct lag_thread *self, int fd) {
            __atomic_load_n(&lag_live_page->keys[self->index], __ATOMIC_ACQUIRE) == self->key;
 }
 
+/* In a debug build nine copies of these would be a tenth of the object. */
+#ifdef __OPTIMIZE__
+#define LAG_HOT static inline __attribute__((always_inline))
+#else
+#define LAG_HOT static __attribute__((noinline))
+#endif
+
 /* Ends the open iteration and begins the wait; NULL when this wait is not measured. */
-static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller,
-                                                                              uint64_t frame, uint64_t *since) {
+LAG_HOT struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller, uint64_t frame, uint64_t *since) {
     struct lag_thread *self = &lag_self;
     if (LAG_UNLIKELY(!is_current(self, fd))) {
         uint32_t life = __atomic_load_n(&lag_life_word, __ATOMIC_RELAXED);
@@ -94,7 +100,7 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
 }
 
 /* Ends the wait and begins the next iteration. errno is the real call's: the clock leaves it alone. */
-static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
+LAG_HOT void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
     struct lag_thread *self = &lag_self;
     /* Retired while it waited (its descriptor was closed by another thread, or this is a forked child): the slot may
      * already belong to somebody else. A signal handler that waits can even have given this thread another slot. */

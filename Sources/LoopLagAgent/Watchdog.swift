@@ -126,6 +126,7 @@ struct Watchdog {
             if context.nextDeadline < due {
                 due = context.nextDeadline > now &+ Self.shortestWait ? context.nextDeadline : now &+ Self.shortestWait
             }
+            if context.capture.runtime.nextLook < due { due = context.capture.runtime.nextLook }
             // What this tick itself took is not lateness.
             let done = lag_clock_now()
             if due < done { due = done }

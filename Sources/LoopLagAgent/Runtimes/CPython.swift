@@ -22,7 +22,7 @@ struct CPython {
     private let text: UnsafeMutablePointer<UInt8>
     private let blocker: UnsafeMutablePointer<lag_python_frames>
     private let runtime: UInt64
-    private var pools: CPythonPools
+    private var pools: CPythonPools?
     /// Whether the interpreter's own account has been compared, and what came of it.
     private var isChecked = false
     private var isTrusted = true
@@ -49,11 +49,18 @@ struct CPython {
             .bindMemory(to: lag_python_frames.self, capacity: 1)
         request = CPythonRequest(frames, text: text, capacity: Self.textBytes)
         pools = CPythonPools(segment, frames)
+        if pools == nil { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_POOLS) }
         var copying = known.forCopying
         lag_python_set_layout(&copying)
     }
 
-    func release() { lag_memory_free(scratch, Self.scratchBytes) }
+    func release() {
+        pools?.release()
+        lag_memory_free(scratch, Self.scratchBytes)
+    }
+
+    /// When the pools want the next tick, however calm the loops are.
+    var nextLook: UInt64 { pools.map { $0.isBusy ? $0.nextLook : UInt64.max } ?? UInt64.max }
 
     // MARK: - thread states
 
@@ -125,7 +132,7 @@ struct CPython {
         lag_python_copy(holder, blocker)
         guard lockHolder(interpreter) == holder, let thread = threadNumber(holder) else { return }
         section.header.blocker_tid = thread
-        let name = threadName(blocker)
+        let name = CPythonThreads.name(blocker, frames, into: text, capacity: 64)
         if name > 0 { section.header.blocker_name = section.text(text, name) }
         _ = frames.decode(blocker, stack: nil, asBlocker: true, into: &section)
     }
@@ -142,22 +149,6 @@ struct CPython {
         }
         guard let number = memory.int32(at), number > 0, lag_thread_exists(number) else { return nil }
         return number
-    }
-
-    /// Writes the name of a copied thread's `threading.Thread` into `text`: `self` of the frame that bootstraps it.
-    private func threadName(_ copy: UnsafePointer<lag_python_frames>) -> Int {
-        guard copy.pointee.count > 0, copy.pointee.is_complete != 0 else { return 0 }
-        var i = copy.pointee.count
-        while i > 0 {
-            i &-= 1
-            let bytes = lag_python_frame(copy, i)
-            guard let code = frames.code(bytes) else { continue }
-            guard memory.isText(memory.word(code &+ layout.codeName) ?? 0, "_bootstrap") else { return 0 }
-            let thread = frames.reference(bytes, layout.frameLocals)
-            guard let name = memory.attribute(thread, "_name", cachedKeys: layout.cachedKeys) else { return 0 }
-            return memory.text(name, text, capacity: 64)
-        }
-        return 0
     }
 
     // MARK: - looks
@@ -181,7 +172,7 @@ struct CPython {
         addCollections(now, loops, count)
         let main = memory.word(runtime &+ layout.interpretersHead &+ 8) ?? 0
         guard main != 0, let modules = memory.word(main &+ layout.modules) else { return }
-        pools.tick(now: now, interpreter: main, modules: modules, copy: blocker)
+        pools?.tick(now: now, interpreter: main, modules: modules, copy: blocker)
     }
 
     /// A collection that is seen at a tick counts for the time since the tick before: many short ones come out right in

@@ -71,7 +71,9 @@ struct CPythonMemory {
         var i = 0
         while i < length {
             var raw: UInt32 = 0
-            guard lag_safe_read(address &+ UInt64(truncatingIfNeeded: i &* kind), &raw, kind) == kind else { return used }
+            guard lag_safe_read(address &+ UInt64(truncatingIfNeeded: i &* kind), &raw, kind) == kind else {
+                return used
+            }
             let size = raw < 0x80 ? 1 : (raw < 0x800 ? 2 : (raw < 0x10000 ? 3 : 4))
             guard used &+ size <= capacity, raw < 0x110000, raw & 0xffff_f800 != 0xd800 else { return used }
             switch size {
@@ -94,20 +96,15 @@ struct CPythonMemory {
     }
 
     /// Whether the `str` at `address` is exactly this ASCII text.
+    @inline(never)
     func isText(_ address: UInt64, _ text: StaticString) -> Bool {
-        guard text.hasPointerRepresentation, text.utf8CodeUnitCount <= 48 else { return false }
-        let count = text.utf8CodeUnitCount
-        guard word(address &+ 16) == UInt64(truncatingIfNeeded: count) else { return false }
         var bytes: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0)
         return withUnsafeMutablePointer(to: &bytes) { raw in
             raw.withMemoryRebound(to: UInt8.self, capacity: 48) { buffer in
-                guard self.text(address, buffer, capacity: 48) == count else { return false }
-                var i = 0
-                while i < count {
-                    if buffer[i] != text.utf8Start[i] { return false }
-                    i &+= 1
-                }
-                return true
+                let count = self.text(address, buffer, capacity: 48)
+                guard count > 0, count < 48 else { return false }
+                var parser = ByteParser(buffer, count: count)
+                return parser.take(text) && parser.isAtEnd
             }
         }
     }
@@ -149,7 +146,8 @@ struct CPythonMemory {
             while left > 0 {
                 left &-= 1
                 var words: (UInt64, UInt64, UInt64) = (0, 0, 0)
-                guard Int(lag_safe_read(at, &words, Int(truncatingIfNeeded: stride))) == Int(stride) else { return nil }
+                let bytes = Int(truncatingIfNeeded: stride)
+                guard Int(lag_safe_read(at, &words, bytes)) == bytes else { return nil }
                 at &+= stride
                 let key = stride == 24 ? words.1 : words.0
                 var value = stride == 24 ? words.2 : words.1
@@ -201,7 +199,9 @@ struct CPythonMemory {
 
     /// An attribute that lies in an instance's own dictionary, wherever this version keeps that.
     func attribute(_ instance: UInt64, _ name: StaticString, cachedKeys: UInt64) -> UInt64? {
-        guard let type = type(instance), let offset = word(type &+ 288), let flags = word(type &+ 168) else { return nil }
+        guard let type = type(instance), let offset = word(type &+ 288), let flags = word(type &+ 168) else {
+            return nil
+        }
         let minor = lag_python_found().pointee.version &>> 16 & 0xff
         let isManaged = minor >= 11 && flags & (1 &<< 4) != 0
         guard isManaged else {
@@ -216,13 +216,14 @@ struct CPythonMemory {
         case 12:
             let either = word(instance &- 24) ?? 0
             guard either & 1 == 1 else { return value(either, name) }
-            values = either &- 1
+            values = either &+ 1
         default:
             if let dictionary = word(instance &- 24), dictionary != 0 { return value(dictionary, name) }
             guard flags & (1 &<< 2) != 0, let size = word(type &+ 32), size < 4096 else { return nil }
             values = instance &+ size
         }
-        guard let keys = word(type &+ cachedKeys), var list = entries(keys: keys, values: values &+ valuesStart, limit: 64)
+        guard let keys = word(type &+ cachedKeys),
+            var list = entries(keys: keys, values: values &+ valuesStart, limit: 64)
         else { return nil }
         while let entry = list.next() {
             if isText(entry.key, name) { return entry.value }

@@ -55,7 +55,8 @@ struct CPythonRequest {
     }
 
     private func readScope(_ scope: UInt64, _ section: inout ManagedSection) -> Bool {
-        guard memory.isA(lag_python_found().pointee.dict_type, scope), var list = memory.entries(scope, limit: 64) else {
+        guard memory.isA(lag_python_found().pointee.dict_type, scope), var list = memory.entries(scope, limit: 64)
+        else {
             return false
         }
         var found = false
@@ -81,7 +82,9 @@ struct CPythonRequest {
         _ copy: UnsafePointer<lag_python_frames>, modules: UInt64, now: UInt64, into section: inout ManagedSection
     ) {
         if frames.layout.threadTask != 0 {
-            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.threadTask), task != 0 else { return }
+            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.threadTask), task != 0 else {
+                return
+            }
             _ = name(of: task, owning: nil, &section)
             return
         }

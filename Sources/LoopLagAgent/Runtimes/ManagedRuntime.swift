@@ -31,6 +31,9 @@ struct ManagedRuntime {
         python?.kind(look, loop: index, loop)
     }
 
+    /// When the runtime wants its next tick, however calm the loops are; UInt64.max = it does not mind.
+    var nextLook: UInt64 { python?.nextLook ?? UInt64.max }
+
     /// At every tick of the watchdog, behind its look at the loops.
     mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) {
         python?.tick(now: now, loops: loops, count: count)

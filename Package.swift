@@ -47,7 +47,7 @@ let package = Package(
                 .unsafeFlags(
                     [
                         "epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_create", "epoll_create1",
-                        "poll", "ppoll", "select", "pselect", "__poll_chk", "__ppoll_chk",
+                        "poll", "ppoll", "select", "pselect", "__poll_chk", "__ppoll_chk", "pthread_cond_timedwait",
                     ]
                     .flatMap { ["-Xlinker", "--defsym=\($0)=lag_hook_\($0)"] }
                         + [

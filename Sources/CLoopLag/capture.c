@@ -26,6 +26,7 @@ static struct lag_capture capture;
 static uint64_t request;
 static uint64_t request_stack_high;
 static uint32_t request_max_bytes;
+static uint64_t request_thread_state;
 static int capture_signal;
 static uint64_t signals_sent;
 
@@ -149,6 +150,7 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
                                             REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP};
         for (int i = 0; i < LAG_REGS; i++) capture.regs[i] = (uint64_t)regs[order[i]];
         copy_stack((uint64_t)regs[REG_RSP], request_stack_high, request_max_bytes);
+        if (request_thread_state != 0) lag_python_copy(request_thread_state, &capture.python);
         capture.time_ns = began;
         capture.pause_ns = lag_now() - began;
         __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
@@ -157,6 +159,12 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
 }
 
 void lag_capture_prepare(void) { memset(&capture, 0, sizeof capture); }
+
+void lag_capture_wants_python(uint64_t thread_state) {
+    request_thread_state = thread_state;
+    capture.python.count = 0;
+    capture.python.thread_state = 0;
+}
 
 /* Free in node, python, redis and NIO; SIGPROF, SIGURG, SIGUSR1 and SIGUSR2 have owners. */
 int lag_signal_default(void) { return SIGRTMIN + 9; }
@@ -248,6 +256,7 @@ const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t
     capture.pause_ns = 0;
     capture.time_ns = lag_now();
     copy_stack(sp, stack_high, max_bytes);
+    if (request_thread_state != 0) lag_python_copy(request_thread_state, &capture.python);
     return &capture;
 }
 

@@ -25,6 +25,7 @@ void lag_hooks_resolve(bool next_object) {
     void *everybody = next_object ? NULL : main_program();
     size_t count;
     const struct lag_hook *rows = lag_hooks(&count);
+    lag_gil_wait_resolve(next_object);
     for (size_t i = 0; i < count; i++) {
         if (__atomic_load_n(rows[i].real, __ATOMIC_ACQUIRE) != NULL) continue;
         void *real = everybody != NULL ? dlsym(everybody, rows[i].name) : dlsym(RTLD_NEXT, rows[i].name);

@@ -49,6 +49,8 @@ LAG_ANY_THREAD void lag_env_remember(void);
 LAG_ANY_THREAD bool lag_thread_start_late(uint64_t delay_ns);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
+extern struct lag_python_loop lag_python_loops[LAG_MAX_LOOPS];
+LAG_ANY_THREAD void lag_gil_wait_resolve(bool next_object);
 struct lag_thread *lag_thread_self(void);
 void lag_hooks_set_thresholds(uint64_t start, uint64_t capture);
 

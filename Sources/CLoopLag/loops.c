@@ -232,6 +232,9 @@ static bool register_loop(struct lag_thread *self, int fd, uint32_t kind, uint64
     slot->registered_ns = now;
     slot->min_ns = UINT64_MAX;
     slot->known = LAG_KNOWN_EVENTS;
+    lag_python_thread_begins(index);
+    if (lag_python_loops[index].thread_state != 0 && (lag_families & LAG_FAMILY_PYTHON) != 0)
+        slot->known |= LAG_KNOWN_GIL_WAIT;
     prctl(PR_GET_NAME, slot->thread_name);
     slot->thread_name[15] = 0;
     stack_bounds(slot, sp);
@@ -290,6 +293,14 @@ bool lag_wait_admit(struct lag_thread *self, int fd, uint32_t kind, uint64_t cal
     return measured;
 }
 
+uint64_t lag_loop_thread_state(uint32_t index) {
+    return index < LAG_MAX_LOOPS ? __atomic_load_n(&lag_python_loops[index].thread_state, __ATOMIC_ACQUIRE) : 0;
+}
+
+uint64_t lag_loop_pthread(uint32_t index) {
+    return index < LAG_MAX_LOOPS ? __atomic_load_n(&lag_python_loops[index].pthread, __ATOMIC_ACQUIRE) : 0;
+}
+
 bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view) {
     for (int i = 0; i < 64; i++) {
         uint32_t before = __atomic_load_n(&slot->seq, __ATOMIC_ACQUIRE);
@@ -304,6 +315,10 @@ bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view)
         memcpy(view->recent_long, slot->recent_long, sizeof view->recent_long);
         memcpy(view->recent_events, slot->recent_events, sizeof view->recent_events);
         view->iteration_events = slot->iteration_events;
+        view->known = __atomic_load_n(&slot->known, __ATOMIC_RELAXED);
+        view->gil_wait_since_ns = slot->gil_wait_since_ns;
+        const struct lag_python_loop *python = &lag_python_loops[(size_t)(slot - slots) % LAG_MAX_LOOPS];
+        memcpy(view->recent_gil_wait, python->recent_gil_wait, sizeof view->recent_gil_wait);
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
         if ((before & 1) == 0 && __atomic_load_n(&slot->seq, __ATOMIC_ACQUIRE) == before) return true;
         __builtin_ia32_pause();

@@ -295,6 +295,9 @@ uint32_t lag_runtime_detect(const char **version) {
     const char *(*python)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
     if (python != NULL) {
         *version = python(); /* a static string, made without the GIL */
+        lag_python_detect(*version);
+        lag_python_prepare_check();
+        lag_families |= LAG_FAMILY_PYTHON;
         return LAG_RUNTIME_CPYTHON;
     }
     if (lag_life_mode() == LAG_MODE_LINKED || dlsym(RTLD_DEFAULT, "swift_retain") != NULL) return LAG_RUNTIME_SWIFT;

@@ -10,6 +10,7 @@
 #include "internal.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/select.h>
 #include <time.h>
 
@@ -47,9 +48,15 @@ static inline bool is_current(const struct lag_thread *self, int fd) {
            __atomic_load_n(&lag_live_page->keys[self->index], __ATOMIC_ACQUIRE) == self->key;
 }
 
+/* In a debug build nine copies of these would be a tenth of the object. */
+#ifdef __OPTIMIZE__
+#define LAG_HOT static inline __attribute__((always_inline))
+#else
+#define LAG_HOT static __attribute__((noinline))
+#endif
+
 /* Ends the open iteration and begins the wait; NULL when this wait is not measured. */
-static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller,
-                                                                              uint64_t frame, uint64_t *since) {
+LAG_HOT struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller, uint64_t frame, uint64_t *since) {
     struct lag_thread *self = &lag_self;
     if (LAG_UNLIKELY(!is_current(self, fd))) {
         uint32_t life = __atomic_load_n(&lag_life_word, __ATOMIC_RELAXED);
@@ -81,6 +88,9 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
             entry->start_ns = began;
             entry->duration_ns = length;
             slot->recent_events[slot->long_head % LAG_RECENT_LONG] = (uint32_t)slot->iteration_events;
+            struct lag_python_loop *python = &lag_python_loops[self->index];
+            python->recent_gil_wait[slot->long_head % LAG_RECENT_LONG] =
+                slot->gil_wait_ns - python->gil_wait_at_start;
             slot->long_head += 1;
         }
     }
@@ -90,7 +100,7 @@ static inline __attribute__((always_inline)) struct lag_loop_slot *wait_begins(i
 }
 
 /* Ends the wait and begins the next iteration. errno is the real call's: the clock leaves it alone. */
-static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
+LAG_HOT void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
     struct lag_thread *self = &lag_self;
     /* Retired while it waited (its descriptor was closed by another thread, or this is a forked child): the slot may
      * already belong to somebody else. A signal handler that waits can even have given this thread another slot. */
@@ -106,6 +116,7 @@ static inline __attribute__((always_inline)) void wait_ended(struct lag_loop_slo
     slot->busy_since_ns = now;
     slot->iteration_events = result > 0 ? (uint64_t)result : 0;
     slot->events += slot->iteration_events;
+    lag_python_loops[self->index].gil_wait_at_start = slot->gil_wait_ns;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&slot->seq, seq + 2, __ATOMIC_RELEASE);
 }
@@ -213,6 +224,9 @@ int lag_hook_epoll_create1(int flags) {
 
 #define HOOK(call, real_pointer, group) {#call, (void *)lag_hook_##call, (void **)&(real_pointer), (group)}
 
+extern int (*lag_real_cond_timedwait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+int lag_hook_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *until);
+
 static const struct lag_hook hooks[] = {
     HOOK(epoll_wait, real_epoll_wait, LAG_FAMILY_EPOLL),
     HOOK(epoll_pwait, real_epoll_pwait, LAG_FAMILY_EPOLL),
@@ -225,6 +239,8 @@ static const struct lag_hook hooks[] = {
     HOOK(__ppoll_chk, real_ppoll_chk, LAG_FAMILY_POLL),
     HOOK(select, real_select, LAG_FAMILY_POLL),
     HOOK(pselect, real_pselect, LAG_FAMILY_POLL),
+    {"pthread_cond_timedwait", (void *)lag_hook_pthread_cond_timedwait, (void **)&lag_real_cond_timedwait,
+     LAG_FAMILY_PYTHON},
 };
 
 const struct lag_hook *lag_hooks(size_t *count) {

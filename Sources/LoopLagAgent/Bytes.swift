@@ -81,6 +81,7 @@ struct ByteParser {
     }
 
     /// Whether the bytes from here on begin with `text`; moves behind it if so.
+    @inline(never)
     mutating func take(_ text: StaticString) -> Bool {
         // A static string can be a single scalar without memory; to rule it out here spares a trap below.
         guard text.hasPointerRepresentation else { return false }

@@ -28,7 +28,7 @@ struct Capture {
         self.ring = ring
         self.modules = modules
         self.section = section
-        runtime = ManagedRuntime(segment.header)
+        runtime = ManagedRuntime(segment)
         firstSignal = settings.firstSignal != 0 ? settings.firstSignal : lag_signal_default()
         let isV8 = segment.header.pointee.runtime == UInt32(LAG_RUNTIME_NODE)
         stackBytes = UInt32(isV8 ? LAG_STACK_COPY_BYTES_V8 : LAG_STACK_COPY_BYTES)
@@ -50,6 +50,7 @@ struct Capture {
         ring.release()
         modules.release()
         section.release()
+        runtime.release()
     }
 
     /// Brings the module table up to date, at most once a second.
@@ -77,6 +78,7 @@ struct Capture {
         case .inCall, .inFault:
             if case .inCall(let number) = look.place { sample.syscall_nr = number }
             guard look.stackPointer != 0 else { return drop(LAG_DROP_NO_EVIDENCE) }
+            runtime.prepare(slot: slot)
             capture = lag_capture_passive(
                 look.stackPointer, look.programCounter, pointer.pointee.stack_high, stackBytes)
             // The copy is worth something only if the thread is where it was: same place, same iteration.
@@ -101,6 +103,7 @@ struct Capture {
             guard lag_loop_takes_signal(UInt32(truncatingIfNeeded: slot)),
                 !ThreadLook.blocksSignal(view.tid, number, scratch)
             else { return drop(LAG_DROP_NO_SIGNAL) }
+            runtime.prepare(slot: slot)
             // The last look before the signal: what has blocked or reached its wait meanwhile is not to be woken.
             guard ThreadLook.place(of: view.tid, like: look, scratch).place == .running,
                 lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns

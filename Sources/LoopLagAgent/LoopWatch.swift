@@ -139,14 +139,20 @@ struct LoopWatch {
                 while longTail != view.long_head {
                     let entry = list[Int(longTail % capacity)]
                     let events = recentEvents(view, Int(longTail % capacity))
+                    let gilWait = recentGILWait(view, Int(longTail % capacity))
                     longTail &+= 1
-                    if stall != 0, entry.start_ns == stallStart, close(entry, &context) { continue }
+                    if stall != 0, entry.start_ns == stallStart, close(entry, view.known, gilWait, &context) {
+                        continue
+                    }
                     // Began and ended between two ticks; or its record gave way to newer ones while it was open.
                     let id = context.book.open(
                         slot: index, view: view, start: entry.start_ns, detected: 0, events: events,
                         state: Int(LAG_STALL_CLOSED), duration: entry.duration_ns)
                     let late = worstLate
-                    context.book.change(id) { $0.pointee.watchdog_late_ns = late }
+                    context.book.change(id) {
+                        $0.pointee.watchdog_late_ns = late
+                        Self.note(view.known, gilWait, in: $0)
+                    }
                 }
             }
         }
@@ -160,8 +166,29 @@ struct LoopWatch {
         }
     }
 
+    private func recentGILWait(_ view: lag_loop_view, _ index: Int) -> UInt64 {
+        var waits = view.recent_gil_wait
+        return withUnsafePointer(to: &waits) { tuple in
+            tuple.withMemoryRebound(to: UInt64.self, capacity: Int(LAG_RECENT_LONG)) { $0[index] }
+        }
+    }
+
+    /// What the interpreter's side of a closed iteration was, as far as this loop knows.
+    private static func note(_ known: UInt64, _ gilWait: UInt64, in record: UnsafeMutablePointer<lag_stall>) {
+        if known & UInt64(LAG_KNOWN_GIL_WAIT) != 0 {
+            record.pointee.gil_wait_ns = gilWait
+            record.pointee.known |= UInt64(LAG_KNOWN_GIL_WAIT)
+        }
+        if known & UInt64(LAG_KNOWN_GC) != 0, record.pointee.looks > 0 {
+            record.pointee.gc_ns = lag_stall_looks(record)[Int(LAG_LOOK_GC)]
+            record.pointee.known |= UInt64(LAG_KNOWN_GC)
+        }
+    }
+
     /// False when the record is not in the ring any more.
-    private mutating func close(_ entry: lag_long_iteration, _ context: inout WatchContext) -> Bool {
+    private mutating func close(
+        _ entry: lag_long_iteration, _ known: UInt64, _ gilWait: UInt64, _ context: inout WatchContext
+    ) -> Bool {
         let end = entry.start_ns &+ entry.duration_ns
         let rest = lastLook != 0 && end > lastLook ? end &- lastLook : 0
         let kind = lastKind
@@ -171,6 +198,7 @@ struct LoopWatch {
             record.pointee.watchdog_late_ns = late
             let looks = lag_stall_looks(record)
             if kind >= 0, kind < Int(LAG_LOOKS) { looks[kind] &+= rest }
+            Self.note(known, gilWait, in: record)
             record.pointee.state = UInt32(LAG_STALL_CLOSED)
         }
         stall = 0
@@ -197,7 +225,8 @@ struct LoopWatch {
         }
         // The iteration ended before this look: it says nothing about it, and the loop's own entry closes it.
         guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return }
-        account(look, view, now, &context)
+        let kind = context.capture.runtime.kind(look, loop: index, pointer)
+        account(look, kind, view, now, &context)
         // Short stalls are looked at every tick; one that lasts for minutes does not need that.
         let elapsed = now &- view.busy_since_ns
         nextLook = now &+ (elapsed > 10_000_000_000 ? elapsed / 64 : 0) &+ context.backOff &* 20_000_000
@@ -224,7 +253,8 @@ struct LoopWatch {
 
     /// Adds what this look says to the record: the time since the look before counts for what is seen now.
     private mutating func account(
-        _ look: ThreadLook, _ view: lag_loop_view, _ now: UInt64, _ context: inout WatchContext
+        _ look: ThreadLook, _ managedKind: Int?, _ view: lag_loop_view, _ now: UInt64,
+        _ context: inout WatchContext
     ) {
         let isFirst = lastLook == 0
         if isFirst || !hasAccount {
@@ -239,7 +269,7 @@ struct LoopWatch {
         var waited = look.hasAccount && look.waitTime > lastWait ? look.waitTime &- lastWait : 0
         if waited > interval { waited = interval }
         let ran = look.hasAccount && look.runTime > lastRun ? look.runTime &- lastRun : 0
-        var kind = look.kind
+        var kind = managedKind ?? look.kind
         // Neither ran nor wanted to, and yet is not blocked: the whole process stood still.
         if !isFirst, kind == Int(LAG_LOOK_ON_CPU), look.hasAccount, ran &+ waited < interval / 10,
             context.late > interval / 2

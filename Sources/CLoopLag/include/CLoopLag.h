@@ -34,7 +34,7 @@ enum {
 };
 
 /* Which families of waits are loops; LOOPLAG_WAITS. */
-enum { LAG_FAMILY_EPOLL = 1, LAG_FAMILY_POLL = 2 };
+enum { LAG_FAMILY_EPOLL = 1, LAG_FAMILY_POLL = 2, LAG_FAMILY_PYTHON = 4 };
 
 /* Creates the segment and the watchdog; returns false when the agent must stay off. Runs on a loop thread. */
 typedef bool (*lag_starter)(void);
@@ -87,6 +87,16 @@ LAG_ANY_THREAD void lag_loop_retire(uint32_t index, uint32_t generation);
 /* False for a thread whose stacks, the alternate one above all, are too small for a handler: the kernel would kill it. */
 LAG_ANY_THREAD bool lag_loop_takes_signal(uint32_t index);
 
+/* What is kept of a Python loop outside the segment, where no other process can change it; by slot index. */
+struct lag_python_loop {
+    uint64_t thread_state;      /* of the interpreter; 0 = none, or not known. Verified before every use */
+    uint64_t pthread;           /* pthread_self(), which the interpreter calls thread_id */
+    uint64_t gil_wait_at_start; /* gil_wait_ns when the open iteration began */
+    uint64_t recent_gil_wait[LAG_RECENT_LONG]; /* within each entry of recent_long */
+};
+LAG_ANY_THREAD uint64_t lag_loop_thread_state(uint32_t index);
+LAG_ANY_THREAD uint64_t lag_loop_pthread(uint32_t index);
+
 /* The part of a slot that the watchdog needs, read consistently; false while the loop thread keeps changing it. */
 struct lag_loop_view {
     uint32_t state;
@@ -100,7 +110,14 @@ struct lag_loop_view {
     struct lag_long_iteration recent_long[LAG_RECENT_LONG];
     uint32_t recent_events[LAG_RECENT_LONG];
     uint64_t iteration_events;
+    uint64_t known;
+    uint64_t gil_wait_since_ns;
+    uint64_t recent_gil_wait[LAG_RECENT_LONG];
 };
+/* `known` is written by the loop thread and by the watchdog. */
+static inline void lag_loop_add_known(struct lag_loop_slot *slot, uint64_t bits) {
+    __atomic_fetch_or(&slot->known, bits, __ATOMIC_RELAXED);
+}
 LAG_ANY_THREAD bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view);
 
 /* ---- hooks (wait_hooks.c, got.c) ------------------------------------------------------------------------------ */
@@ -124,6 +141,63 @@ LAG_ANY_THREAD const struct lag_hook *lag_hooks(size_t *count);
 LAG_ANY_THREAD void lag_hooks_resolve(bool next_object);
 LAG_ANY_THREAD void lag_hooks_set_families(uint32_t families);
 
+/* ---- CPython (cpython.c) -------------------------------------------------------------------------------------- */
+
+/* Where the interpreter keeps what the agent reads; addresses in this process, 0 = not exported. */
+struct lag_python {
+    uint32_t version; /* as PY_VERSION_HEX without the level: 0x030b0700; 0 = no interpreter here */
+    uint32_t reserved;
+    uint64_t runtime;
+    uint64_t code_type, unicode_type, dict_type, set_type, ordered_dict_type, long_type, float_type;
+    uint64_t coroutine_type, generator_type, module_type;
+};
+/* Looks for the interpreter's symbols. Loader calls: at the start only. */
+LAG_LOOP_THREAD void lag_python_detect(const char *version);
+LAG_LOOP_THREAD void lag_python_prepare_check(void);
+LAG_ANY_THREAD const struct lag_python *_Nonnull lag_python_found(void);
+/* True for code of the object that holds the interpreter. */
+LAG_SIGNAL_SAFE bool lag_python_is_text(uint64_t address);
+/* Called by a thread whose loop got the slot `index`. */
+LAG_LOOP_THREAD void lag_python_thread_begins(uint32_t index);
+
+/* What the copier has to know of this version's structures; offsets in bytes. */
+struct lag_python_layout {
+    uint32_t ready;
+    uint32_t thread_frame;
+    uint32_t thread_cframe; /* 0 = this version has none */
+    uint32_t frame_is_in_cframe;
+    uint32_t cframe_frame;
+    uint32_t frame_previous;
+    uint32_t frame_bytes; /* to copy of each frame, with its first locals; at most LAG_PYTHON_FRAME_BYTES */
+    uint32_t frame_least; /* fewer are no frame */
+};
+LAG_LOOP_THREAD void lag_python_set_layout(const struct lag_python_layout *layout);
+
+enum { LAG_PYTHON_FRAMES = 128, LAG_PYTHON_FRAME_BYTES = 480, LAG_CHECK_FRAMES = 24 };
+
+/* The memory of a thread's interpreter frames, leaf first, as it was at one moment. */
+struct lag_python_frames {
+    uint64_t thread_state;
+    uint64_t cframe;
+    uint32_t count;
+    uint32_t is_complete; /* the chain ended within the copy */
+    uint64_t address[LAG_PYTHON_FRAMES];
+    uint8_t bytes[LAG_PYTHON_FRAMES][LAG_PYTHON_FRAME_BYTES];
+};
+LAG_SIGNAL_SAFE void lag_python_copy(uint64_t thread_state, struct lag_python_frames *frames);
+
+/* The interpreter's own account of its main thread's frames, and the copy of them made at the same moment. */
+enum { LAG_CHECK_NONE = 0, LAG_CHECK_ASKED = 1, LAG_CHECK_RUNS = 2, LAG_CHECK_ANSWERED = 3 };
+struct lag_python_check {
+    uint32_t state;
+    uint32_t count;
+    uint64_t code[LAG_CHECK_FRAMES];
+    uint32_t line[LAG_CHECK_FRAMES];
+    struct lag_python_frames frames;
+};
+/* NULL until it is there. */
+LAG_ANY_THREAD const struct lag_python_check *_Nullable lag_python_answer(void);
+
 /* ---- capture (capture.c) -------------------------------------------------------------------------------------- */
 
 /* What the handler copies. One request at a time: only the watchdog asks. */
@@ -135,6 +209,7 @@ struct lag_capture {
     uint32_t stack_bytes;
     uint32_t truncated;
     uint8_t stack[LAG_STACK_COPY_BYTES_V8];
+    struct lag_python_frames python; /* when a thread state was given */
 };
 
 /* Pre-faults the slot. */
@@ -151,6 +226,8 @@ LAG_LOOP_THREAD void lag_capture_let_in(void);
  * next call. */
 LAG_ANY_THREAD uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes, uint64_t timeout_ns,
                                            const struct lag_capture **capture);
+/* The interpreter's thread state whose frames the next capture copies with the stack; 0 = none. */
+LAG_ANY_THREAD void lag_capture_wants_python(uint64_t thread_state);
 /* Copies [sp, sp + max_bytes) of this process without faulting, into the same slot. */
 LAG_ANY_THREAD const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t stack_high,
                                                              uint32_t max_bytes);
@@ -228,6 +305,24 @@ static inline struct lag_lease *lag_header_leases(struct lag_header *header) { r
 static inline uint64_t *lag_header_drops(struct lag_header *header) { return header->samples_dropped; }
 static inline uint64_t *lag_stall_looks(struct lag_stall *stall) { return stall->look_ns; }
 static inline const void *lag_capture_stack(const struct lag_capture *capture) { return capture->stack; }
+static inline const struct lag_python_frames *lag_capture_python(const struct lag_capture *capture) {
+    return &capture->python;
+}
+static inline const uint8_t *lag_python_frame(const struct lag_python_frames *frames, uint32_t index) {
+    return frames->bytes[index < LAG_PYTHON_FRAMES ? index : 0];
+}
+static inline uint64_t lag_python_frame_address(const struct lag_python_frames *frames, uint32_t index) {
+    return index < LAG_PYTHON_FRAMES ? frames->address[index] : 0;
+}
+static inline uint64_t lag_python_check_code(const struct lag_python_check *check, uint32_t index) {
+    return index < LAG_CHECK_FRAMES ? check->code[index] : 0;
+}
+static inline uint32_t lag_python_check_line(const struct lag_python_check *check, uint32_t index) {
+    return index < LAG_CHECK_FRAMES ? check->line[index] : 0;
+}
+static inline const struct lag_python_frames *lag_python_check_copy(const struct lag_python_check *check) {
+    return &check->frames;
+}
 #pragma clang assume_nonnull end
 
 #endif

@@ -6,9 +6,16 @@
 import CLoopLag
 
 struct ManagedRuntime {
-    private let header: UnsafeMutablePointer<lag_header>
+    private var python: CPython?
 
-    init(_ header: UnsafeMutablePointer<lag_header>) { self.header = header }
+    init(_ segment: Segment) { python = CPython(segment) }
+
+    func release() { python?.release() }
+
+    /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
+    func prepare(slot: Int) {
+        lag_capture_wants_python(python?.threadState(ofLoop: slot) ?? 0)
+    }
 
     /// Adds to one sample what the interpreter was doing at that moment. The native stack is in `capture` already.
     /// - Parameter look: where the thread was; a running one was copied inside the signal handler.
@@ -16,6 +23,19 @@ struct ManagedRuntime {
         _ capture: UnsafePointer<lag_capture>, of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook,
         into section: inout ManagedSection, sample: inout lag_sample
     ) {
-        _ = header
+        python?.describe(capture, of: loop, look: look, into: &section, sample: &sample)
+    }
+
+    /// What the interpreter knows better than the kernel of where a thread's time goes: a LAG_LOOK_* kind, or nil.
+    func kind(_ look: ThreadLook, loop index: Int, _ loop: UnsafeMutablePointer<lag_loop_slot>) -> Int? {
+        python?.kind(look, loop: index, loop)
+    }
+
+    /// When the runtime wants its next tick, however calm the loops are; UInt64.max = it does not mind.
+    var nextLook: UInt64 { python?.nextLook ?? UInt64.max }
+
+    /// At every tick of the watchdog, behind its look at the loops.
+    mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) {
+        python?.tick(now: now, loops: loops, count: count)
     }
 }

@@ -1,0 +1,239 @@
+/// CPython in this process: which thread state belongs to a loop, what its frames say, who holds the interpreter's lock,
+/// whether it collects garbage, and whether all that may be believed.
+///
+/// Made on the thread that starts the agent, used by the watchdog alone. It never takes the interpreter's lock and never
+/// calls into it: all it knows it reads through `lag_safe_read`, while the host's threads run on.
+
+import CLoopLag
+
+struct CPython {
+    private static let scratchBytes = CPythonFrames.scratchBytes &+ textBytes &+ blockerBytes
+    private static let textBytes = 512
+    private static let blockerBytes = MemoryLayout<lag_python_frames>.stride
+    /// A sample of frames that is read again and again: what the self-check may skip.
+    private static let framesSkipped: UInt32 = 3
+
+    private let header: UnsafeMutablePointer<lag_header>
+    private let layout: CPythonLayout
+    private let memory: CPythonMemory
+    private let frames: CPythonFrames
+    private var request: CPythonRequest
+    private let scratch: UnsafeMutableRawPointer
+    private let text: UnsafeMutablePointer<UInt8>
+    private let blocker: UnsafeMutablePointer<lag_python_frames>
+    private let runtime: UInt64
+    private var pools: CPythonPools?
+    /// Whether the interpreter's own account has been compared, and what came of it.
+    private var isChecked = false
+    private var isTrusted = true
+    private var lastTick: UInt64 = 0
+
+    /// Nil where there is no interpreter, or none that is known; the latter is said in `degraded`.
+    init?(_ segment: Segment) {
+        header = segment.header
+        guard header.pointee.runtime == UInt32(LAG_RUNTIME_CPYTHON) else { return nil }
+        let found = lag_python_found().pointee
+        guard let known = CPythonLayout.of(version: found.version, runtime: found.runtime), found.code_type != 0,
+            found.unicode_type != 0, let memory = lag_memory_zeroed(Self.scratchBytes)
+        else {
+            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+            return nil
+        }
+        layout = known
+        runtime = found.runtime
+        scratch = memory
+        frames = CPythonFrames(known, memory)
+        self.memory = frames.memory
+        text = (memory + CPythonFrames.scratchBytes).assumingMemoryBound(to: UInt8.self)
+        blocker = (memory + (CPythonFrames.scratchBytes &+ Self.textBytes))
+            .bindMemory(to: lag_python_frames.self, capacity: 1)
+        request = CPythonRequest(frames, text: text, capacity: Self.textBytes)
+        pools = CPythonPools(segment, frames)
+        if pools == nil { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_POOLS) }
+        var copying = known.forCopying
+        lag_python_set_layout(&copying)
+    }
+
+    func release() {
+        pools?.release()
+        lag_memory_free(scratch, Self.scratchBytes)
+    }
+
+    /// When the pools want the next tick, however calm the loops are.
+    var nextLook: UInt64 { pools.map { $0.isBusy ? $0.nextLook : UInt64.max } ?? UInt64.max }
+
+    // MARK: - thread states
+
+    /// The thread state of a loop's thread, verified; 0 when there is none.
+    func threadState(ofLoop index: Int) -> UInt64 {
+        guard isTrusted else { return 0 }
+        let index = UInt32(truncatingIfNeeded: index)
+        let thread = lag_loop_pthread(index)
+        let cached = lag_loop_thread_state(index)
+        guard thread != 0 else { return 0 }
+        if cached != 0, memory.word(cached &+ layout.threadID) == thread { return cached }
+        // Another one since: a thread that ran in one interpreter and runs in another now.
+        var interpreter = memory.word(runtime &+ layout.interpretersHead) ?? 0
+        var interpreters = 0
+        while interpreter != 0, interpreters < 16 {
+            var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
+            var states = 0
+            while state != 0, states < 512 {
+                if memory.word(state &+ layout.threadID) == thread { return state }
+                state = memory.word(state &+ layout.threadNext) ?? 0
+                states &+= 1
+            }
+            interpreter = memory.word(interpreter &+ layout.interpreterNext) ?? 0
+            interpreters &+= 1
+        }
+        return 0
+    }
+
+    private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.threadInterpreter) ?? 0 }
+
+    /// Who has the interpreter's lock; 0 when nobody has it.
+    private func lockHolder(_ interpreter: UInt64) -> UInt64 {
+        let lock =
+            layout.lockInRuntime != 0
+            ? runtime &+ layout.lockInRuntime : memory.word(interpreter &+ layout.lockPointer) ?? 0
+        guard lock != 0, memory.int32(lock &+ CPythonLayout.lockIsHeld) == 1 else { return 0 }
+        return memory.word(lock &+ CPythonLayout.lockHolder) ?? 0
+    }
+
+    private func isCollecting(_ interpreter: UInt64) -> Bool {
+        memory.int32(interpreter &+ layout.collecting).map { $0 == 1 } ?? false
+    }
+
+    // MARK: - one sample
+
+    mutating func describe(
+        _ capture: UnsafePointer<lag_capture>, of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook,
+        into section: inout ManagedSection, sample: inout lag_sample
+    ) {
+        let copy = lag_capture_python(capture)
+        let state = copy.pointee.thread_state
+        guard isTrusted, state != 0 else { return }
+        let isRunning = look.place == .running
+        section.header.reserved = frames.decode(
+            copy, stack: isRunning ? capture : nil, asBlocker: false, into: &section)
+        request.describe(copy, into: &section)
+        let interpreter = interpreter(of: state)
+        if let modules = memory.word(interpreter &+ layout.modules) {
+            request.describeTask(copy, modules: modules, now: sample.time_ns, into: &section)
+        }
+        if isCollecting(interpreter) { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { describeHolder(state, interpreter, into: &section) }
+    }
+
+    /// The thread that holds the lock for which the sampled one waits: its frames are read while it runs.
+    private func describeHolder(_ waiting: UInt64, _ interpreter: UInt64, into section: inout ManagedSection) {
+        let holder = lockHolder(interpreter)
+        guard holder != 0, holder != waiting else { return }
+        lag_python_copy(holder, blocker)
+        guard lockHolder(interpreter) == holder, let thread = threadNumber(holder) else { return }
+        section.header.blocker_tid = thread
+        let name = CPythonThreads.name(blocker, frames, into: text, capacity: 64)
+        if name > 0 { section.header.blocker_name = section.text(text, name) }
+        _ = frames.decode(blocker, stack: nil, asBlocker: true, into: &section)
+    }
+
+    /// The kernel's number of a thread state's thread.
+    private func threadNumber(_ state: UInt64) -> Int32? {
+        // 3.11 and later write it beside thread_id; before, glibc's own thread structure has it (unchanged since 2.4).
+        let at: UInt64
+        if layout.minor >= 11 {
+            at = state &+ layout.threadID &+ 8
+        } else {
+            guard let thread = memory.word(state &+ layout.threadID) else { return nil }
+            at = thread &+ 720
+        }
+        guard let number = memory.int32(at), number > 0, lag_thread_exists(number) else { return nil }
+        return number
+    }
+
+    // MARK: - looks
+
+    /// What the interpreter adds to a look at a loop's thread: it waits for the lock, or collects garbage. Nil: neither.
+    func kind(_ look: ThreadLook, loop index: Int, _ loop: UnsafeMutablePointer<lag_loop_slot>) -> Int? {
+        guard isTrusted else { return nil }
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { return Int(LAG_LOOK_GIL_WAIT) }
+        guard look.place == .running || look.place == .inFault else { return nil }
+        let state = threadState(ofLoop: index)
+        guard state != 0 else { return nil }
+        let interpreter = interpreter(of: state)
+        return isCollecting(interpreter) && lockHolder(interpreter) == state ? Int(LAG_LOOK_GC) : nil
+    }
+
+    /// At every tick of the watchdog.
+    mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) {
+        defer { lastTick = now }
+        if !isChecked, let answer = lag_python_answer() { check(answer) }
+        guard isTrusted else { return }
+        addCollections(now, loops, count)
+        let main = memory.word(runtime &+ layout.interpretersHead &+ 8) ?? 0
+        guard main != 0, let modules = memory.word(main &+ layout.modules) else { return }
+        pools?.tick(now: now, interpreter: main, modules: modules, copy: blocker)
+    }
+
+    /// A collection that is seen at a tick counts for the time since the tick before: many short ones come out right in
+    /// the long run, a long one within a tick.
+    private func addCollections(_ now: UInt64, _ loops: UnsafeMutablePointer<lag_loop_slot>, _ count: Int) {
+        var i = 0
+        while i < count {
+            let loop = loops + i
+            if loop.pointee.state == UInt32(LAG_LOOP_LIVE), lag_loop_thread_state(UInt32(truncatingIfNeeded: i)) != 0 {
+                if loop.pointee.known & UInt64(LAG_KNOWN_GC) == 0 { lag_loop_add_known(loop, UInt64(LAG_KNOWN_GC)) }
+                let since = lag_load_u64(&loop.pointee.busy_since_ns)
+                if since != 0, since < now {
+                    let state = threadState(ofLoop: i)
+                    let interpreter = state != 0 ? interpreter(of: state) : 0
+                    if interpreter != 0, isCollecting(interpreter), lockHolder(interpreter) == state {
+                        let from = since > lastTick ? since : lastTick
+                        loop.pointee.gc_ns &+= now &- from
+                    }
+                }
+            }
+            i &+= 1
+        }
+    }
+
+    // MARK: - the self-check
+
+    /// Holds the agent's reading of the main thread's frames against the interpreter's own account of the same moment.
+    private mutating func check(_ answer: UnsafePointer<lag_python_check>) {
+        isChecked = true
+        if agrees(answer) { return }
+        isTrusted = false
+        header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+    }
+
+    private func agrees(_ answer: UnsafePointer<lag_python_check>) -> Bool {
+        let copy = lag_python_check_copy(answer)
+        let wanted = answer.pointee.count
+        guard wanted > 0, memory.word(copy.pointee.thread_state &+ layout.threadID) != nil else { return false }
+        var compared: UInt32 = 0
+        var skipped: UInt32 = 0
+        var i: UInt32 = 0
+        while i < copy.pointee.count, compared < wanted {
+            let bytes = lag_python_frame(copy, i)
+            i &+= 1
+            if frames.isShim(bytes) { continue }
+            let expected = lag_python_check_code(answer, compared)
+            guard frames.reference(bytes, layout.frameCode) == expected else {
+                // The interpreter hides frames that have not really begun.
+                skipped &+= 1
+                if skipped > Self.framesSkipped { return false }
+                continue
+            }
+            // A code object that has gone since is no disagreement, nor is its line.
+            if let code = frames.code(bytes) {
+                guard let place = frames.instruction(code, bytes) else { return false }
+                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, compared) {
+                    return false
+                }
+            }
+            compared &+= 1
+        }
+        return compared == wanted
+    }
+}

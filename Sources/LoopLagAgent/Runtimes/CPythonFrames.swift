@@ -1,0 +1,299 @@
+/// Turns the copied memory of a thread's interpreter frames into names and lines.
+///
+/// Watchdog only, after the copy: the frames are as they were at the moment of the sample, the code objects are read now.
+/// A pointer counts as a code object only if its type says so, and an instruction only if it lies in that code: what does
+/// not fit is dropped and counted, never shown.
+
+import CLoopLag
+
+struct CPythonFrames {
+    private static let chunkBytes = 4096
+    private static let textBytes = 512
+    static let scratchBytes = chunkBytes &+ textBytes
+
+    let layout: CPythonLayout
+    let memory: CPythonMemory
+    private let codeType: UInt64
+    private let chunk: UnsafeMutablePointer<UInt8>
+    private let text: UnsafeMutablePointer<UInt8>
+
+    /// - Parameter scratch: `scratchBytes` of memory that nobody else uses.
+    init(_ layout: CPythonLayout, _ scratch: UnsafeMutableRawPointer) {
+        self.layout = layout
+        memory = CPythonMemory(asciiBytes: layout.asciiBytes)
+        codeType = lag_python_found().pointee.code_type
+        chunk = scratch.assumingMemoryBound(to: UInt8.self)
+        text = chunk + Self.chunkBytes
+    }
+
+    /// A field of a copied frame.
+    func field(_ frame: UnsafePointer<UInt8>, _ offset: UInt64) -> UInt64 {
+        guard offset &+ 8 <= UInt64(LAG_PYTHON_FRAME_BYTES) else { return 0 }
+        return UnsafeRawPointer(frame).loadUnaligned(fromByteOffset: Int(truncatingIfNeeded: offset), as: UInt64.self)
+    }
+
+    /// A reference in a copied frame: from 3.14 on they carry tags.
+    func reference(_ frame: UnsafePointer<UInt8>, _ offset: UInt64) -> UInt64 {
+        let raw = field(frame, offset)
+        return layout.hasTaggedReferences ? raw & ~3 : raw
+    }
+
+    /// Whether this is the evaluation loop's own first frame (3.12 and later), which lies on the C stack.
+    func isShim(_ frame: UnsafePointer<UInt8>) -> Bool {
+        layout.minor >= 12 && frame[Int(truncatingIfNeeded: layout.frameOwner)] >= 3
+    }
+
+    /// The frame's code object; nil for a shim and for what is none.
+    func code(_ frame: UnsafePointer<UInt8>) -> UInt64? {
+        guard !isShim(frame) else { return nil }
+        let code = reference(frame, layout.frameCode)
+        return memory.isA(codeType, code) ? code : nil
+    }
+
+    // MARK: - all frames of a thread
+
+    /// Adds the frames to the section, leaf first; returns how many were dropped because they made no sense.
+    /// - Parameter stack: the copy of the thread's C stack made at the same moment, nil when the thread is blocked.
+    func decode(
+        _ frames: UnsafePointer<lag_python_frames>, stack: UnsafePointer<lag_capture>?, asBlocker: Bool,
+        into section: inout ManagedSection
+    ) -> UInt64 {
+        var dropped: UInt64 = 0
+        var cframe = frames.pointee.cframe
+        var run: UInt64 = 0
+        var isNewRun = true
+        var i: UInt32 = 0
+        while i < frames.pointee.count {
+            let bytes = lag_python_frame(frames, i)
+            if isShim(bytes) {
+                isNewRun = true
+                i &+= 1
+                continue
+            }
+            if isNewRun {
+                run = layout.minor >= 12 ? nextShim(frames, i) : (layout.minor >= 10 ? cframe : 0)
+                isNewRun = false
+            }
+            let isEntry = isEntry(frames, i)
+            var frame = lag_managed_frame()
+            frame.kind = UInt16(LAG_MANAGED_PYTHON)
+            frame.stack_address = run
+            if isEntry { frame.flags |= UInt16(LAG_FRAME_ENTRY) }
+            if let code = code(bytes), describe(code, bytes, &frame, &section) {
+                guard asBlocker ? section.addBlocker(frame) : section.add(frame) else { return dropped }
+            } else {
+                dropped &+= 1
+            }
+            if isEntry, layout.minor < 12 {
+                isNewRun = true
+                cframe = previous(cframe, stack)
+            }
+            i &+= 1
+        }
+        return dropped
+    }
+
+    /// Whether native code entered the interpreter with this frame.
+    private func isEntry(_ frames: UnsafePointer<lag_python_frames>, _ index: UInt32) -> Bool {
+        if layout.hasFrameObjects { return true }
+        if layout.minor == 11 {
+            return lag_python_frame(frames, index)[Int(truncatingIfNeeded: layout.frameIsEntry)] != 0
+        }
+        let next = index &+ 1
+        guard next < frames.pointee.count else { return frames.pointee.is_complete != 0 }
+        return isShim(lag_python_frame(frames, next))
+    }
+
+    private func nextShim(_ frames: UnsafePointer<lag_python_frames>, _ index: UInt32) -> UInt64 {
+        var i = index
+        while i < frames.pointee.count {
+            if isShim(lag_python_frame(frames, i)) { return lag_python_frame_address(frames, i) }
+            i &+= 1
+        }
+        return 0
+    }
+
+    /// The C frame of the evaluation before: it lies on the thread's stack, of a running thread only the copy counts.
+    private func previous(_ cframe: UInt64, _ stack: UnsafePointer<lag_capture>?) -> UInt64 {
+        guard cframe != 0 else { return 0 }
+        let at = cframe &+ layout.cframePrevious
+        guard let stack else { return memory.word(at) ?? 0 }
+        let offset = at &- stack.pointee.stack_base
+        guard offset < UInt64(stack.pointee.stack_bytes), UInt64(stack.pointee.stack_bytes) &- offset >= 8 else {
+            return 0
+        }
+        return lag_capture_stack(stack).loadUnaligned(
+            fromByteOffset: Int(truncatingIfNeeded: offset), as: UInt64.self)
+    }
+
+    /// Name, file, line and flags; false when the instruction does not lie in the code, or there is no name.
+    private func describe(
+        _ code: UInt64, _ bytes: UnsafePointer<UInt8>, _ frame: inout lag_managed_frame,
+        _ section: inout ManagedSection
+    ) -> Bool {
+        let nameAt = layout.codeQualifiedName != 0 ? layout.codeQualifiedName : layout.codeName
+        let nameBytes = memory.text(memory.word(code &+ nameAt) ?? 0, text, capacity: Self.textBytes)
+        guard nameBytes > 0 else { return false }
+        frame.function = section.text(text, nameBytes)
+        let fileBytes = memory.text(memory.word(code &+ layout.codeFile) ?? 0, text, capacity: Self.textBytes)
+        if fileBytes > 0 { frame.file = section.text(text, fileBytes) }
+        let flags = UInt32(bitPattern: memory.int32(code &+ layout.codeFlags) ?? 0)
+        // CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
+        if flags & 0x380 != 0 { frame.flags |= UInt16(LAG_FRAME_COROUTINE) }
+        guard let place = instruction(code, bytes) else { return false }
+        switch line(code, place) {
+        case .at(let line): frame.line = line
+        case .beginning(let line):
+            frame.line = line
+            frame.flags |= UInt16(LAG_FRAME_APPROXIMATE)
+        case .none: break
+        }
+        return true
+    }
+
+    // MARK: - lines
+
+    enum Line: Equatable {
+        case at(UInt32)
+        /// Only where the function begins is known.
+        case beginning(UInt32)
+        /// The interpreter itself says that this instruction belongs to no line.
+        case none
+    }
+
+    /// The byte offset of the frame's instruction in its code, -1 ahead of the first; nil when it lies elsewhere.
+    func instruction(_ code: UInt64, _ frame: UnsafePointer<UInt8>) -> Int64? {
+        let raw = field(frame, layout.frameInstruction)
+        var offset: Int64
+        if layout.hasFrameObjects {
+            offset = Int64(Int32(truncatingIfNeeded: raw))
+            if layout.minor == 10, offset > 0 { offset &*= 2 }
+            return offset >= -1 && offset < 1 &<< 26 ? offset : nil
+        }
+        offset = Int64(bitPattern: raw &- code &- layout.codeStart)
+        if offset < 0 { return offset >= -2 ? -1 : nil }
+        guard let units = memory.word(code &+ 16), units < 1 &<< 25, UInt64(offset) < units &* 2 else { return nil }
+        return offset
+    }
+
+    /// The line of an instruction, by the version's own table.
+    func line(_ code: UInt64, _ instruction: Int64) -> Line {
+        guard let first = memory.int32(code &+ layout.codeFirstLine), first >= 0 else { return .none }
+        let start = UInt32(first)
+        guard instruction >= 0 else { return .at(start) }
+        guard let table = memory.word(code &+ layout.codeLines), let size = memory.word(table &+ 16), size < 1 &<< 24
+        else { return .beginning(start) }
+        var bytes = LineTableBytes(memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size)
+        switch layout.minor {
+        case 9: return CPythonLines.notab(&bytes, first, instruction)
+        case 10: return CPythonLines.ranges(&bytes, first, instruction)
+        default: return CPythonLines.locations(&bytes, first, instruction)
+        }
+    }
+}
+
+/// The bytes of a line table, read piece by piece.
+struct LineTableBytes {
+    private let memory: UnsafeMutablePointer<UInt8>
+    private let capacity: Int
+    private var at: UInt64
+    private var left: UInt64
+    private var position = 0
+    private var held = 0
+
+    init(memory: UnsafeMutablePointer<UInt8>, capacity: Int, at: UInt64, count: UInt64) {
+        self.memory = memory
+        self.capacity = capacity
+        self.at = at
+        left = count
+    }
+
+    mutating func next() -> UInt8? {
+        if position >= held {
+            let wanted = left < UInt64(truncatingIfNeeded: capacity) ? Int(truncatingIfNeeded: left) : capacity
+            guard wanted > 0 else { return nil }
+            held = Int(lag_safe_read(at, memory, wanted))
+            position = 0
+            guard held > 0, held <= wanted else {
+                held = 0
+                left = 0
+                return nil
+            }
+            at &+= UInt64(truncatingIfNeeded: held)
+            left &-= UInt64(truncatingIfNeeded: held)
+        }
+        let byte = memory[position]
+        position &+= 1
+        return byte
+    }
+}
+
+/// The three formats of CPython's line tables. Pure.
+enum CPythonLines {
+    /// 3.9: pairs of an address step and a signed line step.
+    static func notab(_ bytes: inout LineTableBytes, _ first: Int32, _ target: Int64) -> CPythonFrames.Line {
+        var line = Int64(first)
+        var address: Int64 = 0
+        while let step = bytes.next(), let delta = bytes.next() {
+            address &+= Int64(step)
+            if address > target { break }
+            line &+= Int64(Int8(bitPattern: delta))
+        }
+        return at(line)
+    }
+
+    /// 3.10: pairs of a length and a signed line step; -128 stands for "no line".
+    static func ranges(_ bytes: inout LineTableBytes, _ first: Int32, _ target: Int64) -> CPythonFrames.Line {
+        var line = Int64(first)
+        var end: Int64 = 0
+        while let length = bytes.next(), let delta = bytes.next() {
+            end &+= Int64(length)
+            let hasLine = delta != 0x80
+            if hasLine { line &+= Int64(Int8(bitPattern: delta)) }
+            if target < end { return hasLine ? at(line) : .none }
+        }
+        return .beginning(UInt32(truncatingIfNeeded: first))
+    }
+
+    /// 3.11 and later: entries that begin with a byte of their own kind and length.
+    static func locations(_ bytes: inout LineTableBytes, _ first: Int32, _ target: Int64) -> CPythonFrames.Line {
+        var line = Int64(first)
+        var end: Int64 = 0
+        var held = bytes.next()
+        while let head = held, head & 0x80 != 0 {
+            end &+= Int64(head & 7) &* 2 &+ 2
+            let kind = head &>> 3 & 15
+            switch kind {
+            case 13, 14:
+                guard let delta = signed(&bytes) else { return .beginning(UInt32(truncatingIfNeeded: first)) }
+                line &+= delta
+            case 10, 11, 12: line &+= Int64(kind) &- 10
+            default: break
+            }
+            if target < end { return kind == 15 ? .none : at(line) }
+            // What is left of the entry: its bytes have no high bit.
+            held = bytes.next()
+            while let byte = held, byte & 0x80 == 0 { held = bytes.next() }
+        }
+        return .beginning(UInt32(truncatingIfNeeded: first))
+    }
+
+    private static func signed(_ bytes: inout LineTableBytes) -> Int64? {
+        var value: UInt64 = 0
+        var shift: UInt64 = 0
+        while let byte = bytes.next() {
+            value |= UInt64(byte & 63) &<< shift
+            guard byte & 64 != 0 else {
+                let magnitude = Int64(truncatingIfNeeded: value &>> 1)
+                return value & 1 != 0 ? 0 &- magnitude : magnitude
+            }
+            shift &+= 6
+            guard shift < 36 else { return nil }
+        }
+        return nil
+    }
+
+    private static func at(_ line: Int64) -> CPythonFrames.Line {
+        line > 0 && line < 1 &<< 31 ? .at(UInt32(truncatingIfNeeded: line)) : .none
+    }
+}

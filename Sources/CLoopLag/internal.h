@@ -45,6 +45,7 @@ LAG_ANY_THREAD void lag_loops_close(void);
 LAG_ANY_THREAD void lag_loops_resolve(void);
 LAG_ANY_THREAD void lag_life_set_header(struct lag_header *header);
 LAG_ANY_THREAD void lag_env_remember(void);
+LAG_LOOP_THREAD void lag_v8_layout_resolve(uint64_t address_in_v8);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
 struct lag_thread *lag_thread_self(void);

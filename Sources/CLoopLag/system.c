@@ -250,13 +250,10 @@ void *lag_memory_zeroed(size_t bytes) {
 
 void lag_memory_free(void *memory, size_t bytes) { (void)munmap(memory, bytes); }
 
-static void *(*current_isolate)(void);
-
 uint32_t lag_runtime_detect(const char **version) {
     *version = NULL;
-    /* v8::Isolate::TryGetCurrent(): exported by node since V8 9, reads one thread-local word. */
-    current_isolate = (void *(*)(void))dlsym(RTLD_DEFAULT, "_ZN2v87Isolate13TryGetCurrentEv");
-    if (current_isolate != NULL) return LAG_RUNTIME_NODE;
+    lag_v8_resolve();
+    if (lag_v8_is_present()) return LAG_RUNTIME_NODE;
     const char *(*python)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
     if (python != NULL) {
         *version = python(); /* a static string, made without the GIL */
@@ -267,6 +264,6 @@ uint32_t lag_runtime_detect(const char **version) {
 }
 
 uint32_t lag_runtime_thread_role(void) {
-    if (current_isolate == NULL) return LAG_ROLE_UNKNOWN;
-    return current_isolate() != NULL ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
+    if (!lag_v8_is_present()) return LAG_ROLE_UNKNOWN;
+    return lag_v8_current_isolate() != 0 ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
 }

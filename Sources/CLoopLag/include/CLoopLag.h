@@ -22,6 +22,8 @@
 #define LAG_LOOP_THREAD
 #define LAG_ANY_THREAD
 
+#include "lag_v8.h"
+
 /* ---- life cycle (lifecycle.c) ------------------------------------------------------------------------------- */
 
 /* Life of the agent in this process. A forked child begins again at ARMED. */

@@ -11,6 +11,10 @@
 #include <dlfcn.h>
 #include <string.h>
 
+/* v8::Location: both counted from 0. */
+struct location {
+    int line, column;
+};
 typedef void (*gc_callback)(void *isolate, int type, int flags, void *data);
 
 /* v8:: and node:: by their mangled names, the same from node 18 to 24. Classes that hold one pointer come back in a
@@ -27,8 +31,7 @@ static struct {
     void *(*stack_trace)(void *isolate, int frames, int options);
     int (*frame_count)(const void *trace);
     void *(*frame_at)(const void *trace, void *isolate, uint32_t index);
-    int (*frame_line)(const void *frame);
-    int (*frame_column)(const void *frame);
+    struct location (*frame_location)(const void *frame);
     void *(*frame_script)(const void *frame);
     void *(*frame_function)(const void *frame);
     void *(*environment)(void *context);
@@ -80,8 +83,7 @@ void lag_v8_resolve(void) {
         {"_ZN2v810StackTrace17CurrentStackTraceEPNS_7IsolateEiNS0_17StackTraceOptionsE", (void **)&v8.stack_trace},
         {"_ZNK2v810StackTrace13GetFrameCountEv", (void **)&v8.frame_count},
         {"_ZNK2v810StackTrace8GetFrameEPNS_7IsolateEj", (void **)&v8.frame_at},
-        {"_ZNK2v810StackFrame13GetLineNumberEv", (void **)&v8.frame_line},
-        {"_ZNK2v810StackFrame9GetColumnEv", (void **)&v8.frame_column},
+        {"_ZNK2v810StackFrame11GetLocationEv", (void **)&v8.frame_location},
         {"_ZNK2v810StackFrame13GetScriptNameEv", (void **)&v8.frame_script},
         {"_ZNK2v810StackFrame15GetFunctionNameEv", (void **)&v8.frame_function},
         {"_ZN4node21GetCurrentEnvironmentEN2v85LocalINS0_7ContextEEE", (void **)&v8.environment},
@@ -236,8 +238,8 @@ bool lag_v8_loop_read(uint32_t index, uint32_t generation, struct lag_v8_loop *v
     view->gc_ended_ns = __atomic_load_n(&entry->gc_ended_ns, __ATOMIC_ACQUIRE);
     view->follows_gc = entry->follows_gc;
     view->can_interrupt = entry->has_cleanup && v8.request_interrupt != NULL && v8.stack_trace != NULL &&
-                          v8.frame_count != NULL && v8.frame_at != NULL && v8.frame_line != NULL &&
-                          v8.frame_column != NULL && v8.frame_script != NULL && v8.frame_function != NULL;
+                          v8.frame_count != NULL && v8.frame_at != NULL && v8.frame_location != NULL &&
+                          v8.frame_script != NULL && v8.frame_function != NULL;
     return view->isolate > CLAIMED_ENTRY;
 }
 
@@ -289,9 +291,9 @@ static void take_trace(void *isolate) {
         void *frame = v8.frame_at(trace, isolate, (uint32_t)i);
         if (frame == NULL) break;
         struct lag_v8_frame *out = &answer.frames[i];
-        int line = v8.frame_line(frame), column = v8.frame_column(frame);
-        out->line = line > 0 ? (uint32_t)line : 0;
-        out->column = column > 0 ? (uint32_t)column : 0;
+        struct location place = v8.frame_location(frame);
+        out->line = place.line >= 0 ? (uint32_t)place.line + 1 : 0;
+        out->column = place.column >= 0 ? (uint32_t)place.column + 1 : 0;
         take_text(v8.frame_function(frame), &out->function_offset, &out->function_bytes);
         take_text(v8.frame_script(frame), &out->file_offset, &out->file_bytes);
         answer.frame_count = (uint32_t)i + 1;

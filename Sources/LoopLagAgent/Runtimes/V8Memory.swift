@@ -12,9 +12,13 @@ struct V8Memory {
     private let stackBytes: UInt64
     /// The end of the thread's stack, 0 = unknown.
     let stackHigh: UInt64
+    private let builtins: V8Range
 
-    init(_ layout: lag_v8_layout, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64) {
+    init(
+        _ layout: lag_v8_layout, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64, builtins: V8Range
+    ) {
         self.layout = layout
+        self.builtins = builtins
         stack = lag_capture_stack(capture)
         stackBase = capture.pointee.stack_base
         stackBytes = UInt64(capture.pointee.stack_bytes)
@@ -110,5 +114,44 @@ struct V8Memory {
     }
 
     /// Whether an address lies among V8's own builtins: the interpreter, not code made at run time.
-    func isBuiltin(_ pc: UInt64) -> Bool { pc >= layout.text_low && pc < layout.text_high }
+    func isBuiltin(_ pc: UInt64) -> Bool {
+        (pc >= layout.text_low && pc < layout.text_high) || (pc >= builtins.low && pc < builtins.high)
+    }
+}
+
+/// A range of addresses; empty = none.
+struct V8Range {
+    var low: UInt64 = 0
+    var high: UInt64 = 0
+
+    /// Where an isolate's builtins lie. V8 may have mapped them a second time, near the code that it makes, and then the
+    /// executable's own copy is not what runs. An isolate begins with the table of their entries: by far the longest run
+    /// of aligned addresses that are close to one another.
+    static func ofBuiltins(_ isolate: UnsafeRawPointer, bytes: Int) -> V8Range {
+        var best = V8Range()
+        var bestCount = 0
+        var run = V8Range()
+        var count = 0
+        var offset = 0
+        while offset &+ 8 <= bytes {
+            let value = isolate.load(fromByteOffset: offset, as: UInt64.self)
+            offset &+= 8
+            let isAddress = value & 31 == 0 && value >= 1 << 16 && value < 1 << 47
+            let low = value < run.low ? value : run.low
+            let high = value > run.high ? value : run.high
+            if isAddress, count > 0, high &- low < 8 << 20 {
+                run = V8Range(low: low, high: high)
+                count &+= 1
+            } else {
+                run = V8Range(low: value, high: value)
+                count = isAddress ? 1 : 0
+            }
+            if count > bestCount {
+                best = run
+                bestCount = count
+            }
+        }
+        // A few hundred would be something else; the last builtin has a length of its own.
+        return bestCount >= 500 ? V8Range(low: best.low, high: best.high &+ (64 << 10)) : V8Range()
+    }
 }

@@ -34,6 +34,8 @@ struct V8Runtime {
     private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024
     /// Where c_entry_fp lies in an isolate; 0 = not found yet.
     private var entryOffset: UInt32 = 0
+    private var builtins = V8Range()
+    private var builtinsOf: UInt64 = 0
     private var way = Way.none
     private var isInCollection = false
     private var collectedBefore: UInt64 = 0
@@ -66,7 +68,8 @@ struct V8Runtime {
         guard let layout, lag_v8_loop_read(slot, generation, &view) else { return capture }
         isInCollection = view.gc_since_ns != 0
         if isInCollection { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high)
+        findBuiltins(of: view.isolate)
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
         if let entry = exitFrame(view.isolate, memory) {
             way = .exit(entry)
             return capture
@@ -117,6 +120,12 @@ struct V8Runtime {
         return found.value
     }
 
+    private mutating func findBuiltins(of isolate: UInt64) {
+        guard isolate != builtinsOf else { return }
+        builtinsOf = isolate
+        builtins = V8Range.ofBuiltins(memory, bytes: lag_safe_read(isolate, memory, Self.isolateBytes))
+    }
+
     private func walkRegisters(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> V8Walk {
         var registers = capture.pointee.regs
         return withUnsafePointer(to: &registers) { tuple in
@@ -142,7 +151,7 @@ struct V8Runtime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         guard let layout else { return }
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high)
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
         var walk = V8Walk(memory, frames)
         switch way {
         case .none: return

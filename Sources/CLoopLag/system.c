@@ -142,6 +142,11 @@ void lag_file_close(int fd) {
     if (is_still_ours(fd)) (void)close(fd);
 }
 
+long lag_file_read_at(int fd, uint64_t offset, void *into, size_t bytes) {
+    long n = lag_syscall6(SYS_pread64, fd, (long)into, (long)bytes, (long)offset, 0, 0);
+    return n;
+}
+
 long lag_file_read(const char *path, void *into, size_t capacity) {
     int fd = lag_file_open(path);
     if (fd < 0) return fd;
@@ -166,7 +171,8 @@ static struct {
     const char *name;
     char value[256];
 } variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
-                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
+                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""},
+                 {"UV_THREADPOOL_SIZE", ""}};
 
 void lag_env_remember(void) {
     for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {

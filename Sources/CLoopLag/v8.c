@@ -258,6 +258,22 @@ bool lag_v8_gc_within(uint32_t index, uint32_t generation, uint64_t start, uint6
     return true;
 }
 
+bool lag_v8_active_requests(uint64_t *count) {
+    /* uv_loop_t, by its public header: data, active_handles, a queue of two pointers, then active_reqs. */
+    enum { ACTIVE_REQUESTS = 32 };
+    bool is_known = false;
+    *count = 0;
+    for (int i = 0; i < LAG_MAX_LOOPS; i++) {
+        uint32_t active = 0;
+        if (__atomic_load_n(&entries[i].isolate, __ATOMIC_ACQUIRE) <= CLAIMED_ENTRY || entries[i].uv_loop == 0 ||
+            lag_safe_read(entries[i].uv_loop + ACTIVE_REQUESTS, &active, sizeof active) != sizeof active)
+            continue;
+        *count += active;
+        is_known = true;
+    }
+    return is_known;
+}
+
 /* ---- the interrupt ---------------------------------------------------------------------------------------------- */
 
 enum { REQUEST_IDLE, REQUEST_WANTED, REQUEST_SERVING, REQUEST_DONE };

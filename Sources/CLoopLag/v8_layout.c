@@ -156,10 +156,14 @@ static bool read_properties(struct lag_v8_layout *out) {
     return true;
 }
 
-/* The executable segment that holds an address. */
+/* The executable segment that holds an address, and its file. */
 struct text_search {
-    uint64_t address, low, high;
+    uint64_t address, low, high, bias;
+    char path[256];
 };
+
+static struct lag_uv_module uv_module;
+static char uv_path[256];
 
 static int find_text(struct dl_phdr_info *info, size_t size, void *raw) {
     (void)size;
@@ -171,18 +175,41 @@ static int find_text(struct dl_phdr_info *info, size_t size, void *raw) {
         if (search->address < low || search->address >= high) continue;
         search->low = low;
         search->high = high;
+        search->bias = info->dlpi_addr;
+        /* The executable itself has no name here. */
+        const char *path = info->dlpi_name != NULL && info->dlpi_name[0] != 0 ? info->dlpi_name : "/proc/self/exe";
+        size_t length = strlen(path);
+        if (length < sizeof search->path) memcpy(search->path, path, length + 1);
         return 1;
     }
     return 0;
 }
 
+static void find_uv(void) {
+    uint64_t queue_work = (uint64_t)dlsym(RTLD_DEFAULT, "uv_queue_work");
+    struct text_search search = {.address = queue_work};
+    uv_module.queue_work = 0;
+    if (queue_work == 0) return;
+    lag_scan_lock();
+    (void)dl_iterate_phdr(find_text, &search);
+    lag_scan_unlock();
+    if (search.high == 0) return;
+    memcpy(uv_path, search.path, sizeof uv_path);
+    uv_module.bias = search.bias;
+    uv_module.queue_work = queue_work;
+}
+
+const struct lag_uv_module *lag_v8_uv_module(void) { return &uv_module; }
+int lag_v8_uv_file(void) { return uv_path[0] != 0 ? lag_file_open(uv_path) : -ENOENT; }
+
 void lag_v8_layout_resolve(uint64_t address_in_v8) {
     is_known = false;
+    find_uv();
     struct lag_v8_layout found;
     memset(&found, 0, sizeof found);
     if (!read_frames(&found) || !read_objects(&found) || !read_strings(&found)) return;
     found.has_properties = read_properties(&found);
-    struct text_search search = {address_in_v8, 0, 0};
+    struct text_search search = {.address = address_in_v8};
     lag_scan_lock();
     (void)dl_iterate_phdr(find_text, &search);
     lag_scan_unlock();

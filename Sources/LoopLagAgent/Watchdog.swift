@@ -110,6 +110,7 @@ struct Watchdog {
                 i &+= 1
             }
             if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
+            let managed = context.capture.runtime.tick(now: now)
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
             lag_store_u64(&header.pointee.heartbeat_ns, now)
             header.pointee.watchdog_ticks &+= 1
@@ -124,6 +125,7 @@ struct Watchdog {
             if context.nextDeadline < due {
                 due = context.nextDeadline > now &+ Self.shortestWait ? context.nextDeadline : now &+ Self.shortestWait
             }
+            if managed < due { due = managed }
             // What this tick itself took is not lateness.
             let done = lag_clock_now()
             if due < done { due = done }

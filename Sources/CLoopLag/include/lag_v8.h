@@ -94,6 +94,17 @@ LAG_ANY_THREAD long lag_v8_string(uint64_t tagged, uint8_t *into, size_t capacit
 /* Counts line ends of a script's source before `position`: its line and column, 1-based; false = cannot be read. */
 LAG_ANY_THREAD bool lag_v8_line(uint64_t source, uint64_t position, uint32_t *line, uint32_t *column);
 
+/* The file that libuv was linked into, for its symbol table. */
+struct lag_uv_module {
+    uint64_t queue_work; /* uv_queue_work, 0 = no libuv */
+    uint64_t bias;       /* run-time address minus the file's own */
+};
+LAG_ANY_THREAD const struct lag_uv_module *lag_v8_uv_module(void);
+/* Opens that file; negative = not to be had. */
+LAG_ANY_THREAD int lag_v8_uv_file(void);
+/* The requests that all known loops have under way; false where no loop is known. */
+LAG_ANY_THREAD bool lag_v8_active_requests(uint64_t *count);
+
 #pragma clang assume_nonnull begin
 static inline const struct lag_v8_frame *lag_v8_answer_frame(const struct lag_v8_answer *answer, uint32_t i) {
     return &answer->frames[i < LAG_V8_MAX_FRAMES ? i : 0];

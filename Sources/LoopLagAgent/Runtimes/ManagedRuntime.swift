@@ -8,13 +8,27 @@ import CLoopLag
 struct ManagedRuntime {
     private let header: UnsafeMutablePointer<lag_header>
     private var v8: V8Runtime?
+    private var libuv: LibuvPool?
 
     init(_ header: UnsafeMutablePointer<lag_header>) {
         self.header = header
-        if header.pointee.runtime == UInt32(LAG_RUNTIME_NODE) { v8 = V8Runtime(header) }
+        if header.pointee.runtime == UInt32(LAG_RUNTIME_NODE) {
+            v8 = V8Runtime(header)
+            let table = header.pointee.pools
+            if table.count > 0 {
+                let slots = UnsafeMutableRawPointer(header) + Int(table.offset)
+                libuv = LibuvPool(header, slots.bindMemory(to: lag_pool_slot.self, capacity: Int(table.count)))
+            }
+        }
     }
 
-    func release() { v8?.release() }
+    func release() {
+        v8?.release()
+        libuv?.release()
+    }
+
+    /// Every tick: looks at the pools. Returns when it wants the next one, UInt64.max = whenever.
+    mutating func tick(now: UInt64) -> UInt64 { libuv?.tick(now: now) ?? UInt64.max }
 
     /// Right after the native copy: what has to be known at once, and a better copy where the interpreter makes one.
     mutating func refine(
@@ -33,5 +47,23 @@ struct ManagedRuntime {
         generation: UInt32, look: ThreadLook, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
+    }
+
+    /// What a look at the thread counts for: a thread that works for the collector, or waits for its helpers, is neither
+    /// on its own business nor in anybody's lock.
+    func kind(_ kind: Int, _ slot: Int, _ generation: UInt32) -> Int {
+        guard v8 != nil, kind == Int(LAG_LOOK_ON_CPU) || kind == Int(LAG_LOOK_LOCK) else { return kind }
+        var view = lag_v8_loop()
+        let isKnown = lag_v8_loop_read(UInt32(truncatingIfNeeded: slot), generation, &view)
+        return isKnown && view.gc_since_ns != 0 ? Int(LAG_LOOK_GC) : kind
+    }
+
+    /// Time of garbage collections in the iteration that began at `start`; nil = not measured here.
+    func collected(_ slot: Int, _ generation: UInt32, since start: UInt64) -> UInt64? {
+        var total: UInt64 = 0
+        guard v8 != nil, lag_v8_gc_within(UInt32(truncatingIfNeeded: slot), generation, start, &total) else {
+            return nil
+        }
+        return total
     }
 }

@@ -250,6 +250,7 @@ static bool register_loop(struct lag_thread *self, int fd, uint32_t kind, uint64
     __atomic_store_n(&slot->seq, seq + 1, __ATOMIC_RELEASE);
     pthread_setspecific(exit_key, self);
     lag_capture_let_in();
+    lag_v8_loop_begins(index, generation, slot);
     return true;
 }
 

@@ -156,6 +156,11 @@ void lag_file_close(int fd) {
     if (is_still_ours(fd)) (void)close(fd);
 }
 
+long lag_file_read_at(int fd, uint64_t offset, void *into, size_t bytes) {
+    long n = lag_syscall6(SYS_pread64, fd, (long)into, (long)bytes, (long)offset, 0, 0);
+    return n;
+}
+
 long lag_file_read(const char *path, void *into, size_t capacity) {
     int fd = lag_file_open(path);
     if (fd < 0) return fd;
@@ -180,7 +185,8 @@ static struct {
     const char *name;
     char value[256];
 } variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
-                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
+                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""},
+                 {"UV_THREADPOOL_SIZE", ""}};
 
 static void set_variable(size_t i, const char *value) {
     size_t bytes = value != NULL ? strlen(value) : 0;
@@ -285,13 +291,10 @@ void *lag_memory_zeroed(size_t bytes) {
 
 void lag_memory_free(void *memory, size_t bytes) { (void)munmap(memory, bytes); }
 
-static void *(*current_isolate)(void);
-
 uint32_t lag_runtime_detect(const char **version) {
     *version = NULL;
-    /* v8::Isolate::TryGetCurrent(): exported by node since V8 9, reads one thread-local word. */
-    current_isolate = (void *(*)(void))dlsym(RTLD_DEFAULT, "_ZN2v87Isolate13TryGetCurrentEv");
-    if (current_isolate != NULL) return LAG_RUNTIME_NODE;
+    lag_v8_resolve();
+    if (lag_v8_is_present()) return LAG_RUNTIME_NODE;
     const char *(*python)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
     if (python != NULL) {
         *version = python(); /* a static string, made without the GIL */
@@ -305,6 +308,6 @@ uint32_t lag_runtime_detect(const char **version) {
 }
 
 uint32_t lag_runtime_thread_role(void) {
-    if (current_isolate == NULL) return LAG_ROLE_UNKNOWN;
-    return current_isolate() != NULL ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
+    if (!lag_v8_is_present()) return LAG_ROLE_UNKNOWN;
+    return lag_v8_current_isolate() != 0 ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
 }

@@ -70,7 +70,7 @@ struct Capture {
         sample.tid = view.tid
         sample.thread_state = look.state
         sample.syscall_nr = -1
-        var capture: UnsafePointer<lag_capture>?
+        var native: UnsafePointer<lag_capture>?
 
         switch look.place {
         case .gone: return drop(LAG_DROP_GONE)
@@ -79,7 +79,7 @@ struct Capture {
             if case .inCall(let number) = look.place { sample.syscall_nr = number }
             guard look.stackPointer != 0 else { return drop(LAG_DROP_NO_EVIDENCE) }
             runtime.prepare(slot: slot)
-            capture = lag_capture_passive(
+            native = lag_capture_passive(
                 look.stackPointer, look.programCounter, pointer.pointee.stack_high, stackBytes)
             // The copy is worth something only if the thread is where it was: same place, same iteration.
             let again = ThreadLook.place(of: view.tid, like: look, scratch)
@@ -109,14 +109,17 @@ struct Capture {
                 lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns
             else { return drop(LAG_DROP_MOVED) }
             let failure = lag_capture_signal(
-                view.tid, pointer.pointee.stack_high, stackBytes, Self.signalTimeout, &capture)
+                view.tid, pointer.pointee.stack_high, stackBytes, Self.signalTimeout, &native)
             header.pointee.signals_sent = lag_capture_signals_sent()
             guard failure == UInt32(LAG_DROP_NONE) else { return drop(Int(failure)) }
             sample.method = UInt8(LAG_SAMPLE_SIGNAL)
             sample.regs_valid = (1 &<< UInt32(LAG_REGS)) &- 1
         }
 
-        guard let capture, capture.pointee.stack_bytes > 0 else { return drop(LAG_DROP_READ_FAILED) }
+        guard let native, native.pointee.stack_bytes > 0 else { return drop(LAG_DROP_READ_FAILED) }
+        let index = UInt32(truncatingIfNeeded: slot)
+        let capture = runtime.refine(
+            native, slot: index, generation: view.generation, of: pointer, look: look, sample: &sample)
         guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return drop(LAG_DROP_MOVED) }
         // Behind the capture: a first scan takes a millisecond, in which the thread would have moved on.
         _ = modules.refresh(now: now)
@@ -128,7 +131,9 @@ struct Capture {
         if capture.pointee.truncated != 0 { sample.flags |= UInt16(LAG_SAMPLE_TRUNCATED) }
         let bytes = Int(capture.pointee.stack_bytes)
         section.clear()
-        runtime.describe(capture, of: pointer, look: look, into: &section, sample: &sample)
+        runtime.describe(
+            capture, of: pointer, slot: index, generation: view.generation, look: look, into: &section,
+            sample: &sample)
         let managed = section.assemble()
         // The native stack alone is better than nothing.
         let managedBytes = ring.hasRoom(stackBytes: bytes, managedBytes: managed.count) ? managed.count : 0

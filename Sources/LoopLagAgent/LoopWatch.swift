@@ -141,7 +141,7 @@ struct LoopWatch {
                     let events = recentEvents(view, Int(longTail % capacity))
                     let gilWait = recentGILWait(view, Int(longTail % capacity))
                     longTail &+= 1
-                    if stall != 0, entry.start_ns == stallStart, close(entry, view.known, gilWait, &context) {
+                    if stall != 0, entry.start_ns == stallStart, close(entry, index, view, gilWait, &context) {
                         continue
                     }
                     // Began and ended between two ticks; or its record gave way to newer ones while it was open.
@@ -187,8 +187,11 @@ struct LoopWatch {
 
     /// False when the record is not in the ring any more.
     private mutating func close(
-        _ entry: lag_long_iteration, _ known: UInt64, _ gilWait: UInt64, _ context: inout WatchContext
+        _ entry: lag_long_iteration, _ index: Int, _ view: lag_loop_view, _ gilWait: UInt64,
+        _ context: inout WatchContext
     ) -> Bool {
+        let known = view.known
+        let collected = context.capture.runtime.collected(index, view.generation, since: stallStart)
         let end = entry.start_ns &+ entry.duration_ns
         let rest = lastLook != 0 && end > lastLook ? end &- lastLook : 0
         let kind = lastKind
@@ -196,6 +199,10 @@ struct LoopWatch {
         let isThere = context.book.change(stall) { record in
             record.pointee.duration_ns = entry.duration_ns
             record.pointee.watchdog_late_ns = late
+            if let collected {
+                record.pointee.gc_ns = collected
+                record.pointee.known |= UInt64(LAG_KNOWN_GC)
+            }
             let looks = lag_stall_looks(record)
             if kind >= 0, kind < Int(LAG_LOOKS) { looks[kind] &+= rest }
             Self.note(known, gilWait, in: record)
@@ -225,8 +232,8 @@ struct LoopWatch {
         }
         // The iteration ended before this look: it says nothing about it, and the loop's own entry closes it.
         guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return }
-        let kind = context.capture.runtime.kind(look, loop: index, pointer)
-        account(look, kind, view, now, &context)
+        let kind = context.capture.runtime.kind(look, loop: index, generation: view.generation, pointer)
+        account(look, kind, index, view, now, &context)
         // Short stalls are looked at every tick; one that lasts for minutes does not need that.
         let elapsed = now &- view.busy_since_ns
         nextLook = now &+ (elapsed > 10_000_000_000 ? elapsed / 64 : 0) &+ context.backOff &* 20_000_000
@@ -253,7 +260,7 @@ struct LoopWatch {
 
     /// Adds what this look says to the record: the time since the look before counts for what is seen now.
     private mutating func account(
-        _ look: ThreadLook, _ managedKind: Int?, _ view: lag_loop_view, _ now: UInt64,
+        _ look: ThreadLook, _ managedKind: Int?, _ index: Int, _ view: lag_loop_view, _ now: UInt64,
         _ context: inout WatchContext
     ) {
         let isFirst = lastLook == 0
@@ -276,6 +283,7 @@ struct LoopWatch {
         {
             kind = Int(LAG_LOOK_STOPPED)
         }
+        let collected = context.capture.runtime.collected(index, view.generation, since: stallStart)
         lastRun = look.runTime
         lastWait = look.waitTime
         lastLook = now
@@ -294,7 +302,7 @@ struct LoopWatch {
         }
         context.book.change(stall) { record in
             let looks = lag_stall_looks(record)
-            let queued = kind == Int(LAG_LOOK_ON_CPU) ? waited : 0
+            let queued = kind == Int(LAG_LOOK_ON_CPU) || kind == Int(LAG_LOOK_GC) ? waited : 0
             looks[kind] &+= interval &- queued
             looks[Int(LAG_LOOK_RUN_QUEUE)] &+= queued
             record.pointee.looks &+= 1
@@ -302,6 +310,10 @@ struct LoopWatch {
             if look.hasAccount {
                 record.pointee.cpu_ns = look.runTime &- first.run
                 record.pointee.run_queue_ns = look.waitTime &- first.wait
+            }
+            if let collected {
+                record.pointee.gc_ns = collected
+                record.pointee.known |= UInt64(LAG_KNOWN_GC)
             }
             record.pointee.major_faults = look.majorFaults &- first.faults
             record.pointee.watchdog_late_ns = late

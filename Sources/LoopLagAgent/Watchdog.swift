@@ -109,7 +109,7 @@ struct Watchdog {
                 watches[i].tick(i, context.segment.loops + i, now, &context)
                 i &+= 1
             }
-            context.capture.runtime.tick(
+            let managed = context.capture.runtime.tick(
                 now: now, loops: context.segment.loops, count: used < context.segment.loopCount ? used : 0)
             if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
@@ -131,7 +131,7 @@ struct Watchdog {
             if context.nextDeadline < due {
                 due = context.nextDeadline > now &+ Self.shortestWait ? context.nextDeadline : now &+ Self.shortestWait
             }
-            if context.capture.runtime.nextLook < due { due = context.capture.runtime.nextLook }
+            if managed < due { due = managed }
             // What this tick itself took is not lateness.
             let done = lag_clock_now()
             if due < done { due = done }

@@ -132,10 +132,19 @@ private struct CauseShares {
             unknown += unseen
             onCPU -= unseen
         }
+        // The runtime measures its collections to the end, where looks see one now and then.
+        var gc = nanoseconds(evidence.inGC)
+        var lock = nanoseconds(evidence.inLock)
+        let unseenGC = max(0, (evidence.gcTime.map(nanoseconds) ?? 0) - gc)
+        let fromCPU = min(unseenGC, onCPU)
+        let fromLock = min(unseenGC - fromCPU, lock)
+        gc += fromCPU + fromLock
+        onCPU -= fromCPU
+        lock -= fromLock
         lengths = [
-            .processStopped: stopped, .runQueue: queued, .lock: nanoseconds(evidence.inLock),
+            .processStopped: stopped, .runQueue: queued, .lock: lock,
             .pageFault: nanoseconds(evidence.pageFault), .syscall: nanoseconds(evidence.inSyscall), .onCPU: onCPU,
-            .unknown: unknown, .gilWait: nanoseconds(evidence.inGILWait), .gc: nanoseconds(evidence.inGC),
+            .unknown: unknown, .gilWait: nanoseconds(evidence.inGILWait), .gc: gc,
         ]
     }
 

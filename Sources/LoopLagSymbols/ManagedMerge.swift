@@ -11,6 +11,7 @@ struct ManagedMerge {
     /// One native frame with what the symbols made of it (inlined ones first).
     struct Native {
         var stackPointer: UInt64
+        var framePointer: UInt64?
         /// Up to the next frame's; the last one's is open.
         var end: UInt64
         var frames: [Frame]

@@ -57,7 +57,7 @@ public final class StackDecoder {
 
     private func decodeLocked(_ sample: RawSample) -> StackSample {
         let unwound = unwinder.unwind(sample)
-        let frames = merged(unwound, sample.managed)
+        let frames = merged(unwound, sample)
         save(isLast: false)
         return StackSample(
             stallID: sample.stallID, position: sample.position, offset: sample.offset,
@@ -66,19 +66,23 @@ public final class StackDecoder {
             isTruncated: !unwound.frames.isEmpty && !unwound.isRooted,
             isLate: sample.isLate,
             noStackReason: frames.isEmpty ? sample.noStackReason ?? "no registers" : nil, isInGC: sample.isInGC,
-            task: sample.managed?.task, request: sample.managed?.request, phase: sample.managed?.phase,
+            task: sample.managed?.task, request: sample.managed?.request, phase: sample.managed?.phase ?? JavaScriptPhase.phase(of: frames),
             blockedBy: sample.managed?.blocker)
     }
 
-    private func merged(_ unwound: UnwindResult, _ managed: ManagedStack?) -> [Frame] {
+    private func merged(_ unwound: UnwindResult, _ sample: RawSample) -> [Frame] {
         let native = unwound.frames.indices.map { index in
             let frame = unwound.frames[index]
             return ManagedMerge.Native(
-                stackPointer: frame.stackPointer,
+                stackPointer: frame.stackPointer, framePointer: frame.framePointer,
                 end: index + 1 < unwound.frames.count ? unwound.frames[index + 1].stackPointer : .max,
                 frames: cachedFrames(at: frame.pc, isReturnAddress: frame.isReturnAddress))
         }
-        return ManagedMerge.merge(native: native, managed: managed?.frames ?? [])
+        let managed = sample.managed?.frames ?? []
+        if managed.contains(where: { $0.frame.kind == .javascript }) {
+            return JavaScriptMerge.merge(native: native, managed: managed, isInterrupt: sample.method == .interrupt)
+        }
+        return ManagedMerge.merge(native: native, managed: managed)
     }
 
     /// The frames at one PC, inlined ones first.

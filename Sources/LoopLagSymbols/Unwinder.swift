@@ -10,6 +10,9 @@ import LoopLagModel
 struct UnwoundFrame: Equatable {
     var pc: UInt64
     var stackPointer: UInt64
+    /// nil = not known. Where libunwind follows frame pointers (code that V8 makes has no tables) its stack pointers are
+    /// too low, and this alone says where the frame lies.
+    var framePointer: UInt64?
     /// False for the leaf and for a frame that a signal interrupted: there the PC is exact.
     var isReturnAddress: Bool
 }
@@ -139,7 +142,8 @@ final class Unwinder {
         guard let space, sample.registers.count > 16, let pc = sample.registers[16],
             let stackPointer = sample.registers[7]
         else { return UnwindResult() }
-        let leaf = UnwoundFrame(pc: pc, stackPointer: stackPointer, isReturnAddress: false)
+        let leaf = UnwoundFrame(
+            pc: pc, stackPointer: stackPointer, framePointer: sample.registers[6], isReturnAddress: false)
         return sample.stack.withUnsafeBytes { bytes in
             context.begin(bytes, of: sample, reads: Self.readsPerDecode)
             context.pc = pc
@@ -181,7 +185,13 @@ final class Unwinder {
         let isInterrupted = lag_unw_is_signal_frame(cursor) > 0
         // The stack grows down: callers lie above, except across a signal on its own stack.
         guard stackPointer > last.stackPointer || isInterrupted else { return .failed }
-        return .frame(UnwoundFrame(pc: pc, stackPointer: stackPointer, isReturnAddress: !isInterrupted))
+        var framePointer: UInt64 = 0
+        let isKnown = lag_unw_register(cursor, 6, &framePointer) == 0
+        context.askedForFramePointer = false
+        return .frame(
+            UnwoundFrame(
+                pc: pc, stackPointer: stackPointer, framePointer: isKnown ? framePointer : nil,
+                isReturnAddress: !isInterrupted))
     }
 
     /// Steps until the stack ends, one way or another; the cursor stands at the last frame of `result`.

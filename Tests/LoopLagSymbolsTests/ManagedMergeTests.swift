@@ -47,15 +47,6 @@ struct ManagedMergeTests {
         #expect(merged(stack, [python("f", entry: true, at: 0x1250)]) == ["a", "b", "f", "c", "d"])
     }
 
-    @Test("JavaScript frames replace code that has no module")
-    func javaScript() {
-        let stack = native("read", "", "", "node::Start")
-        let frames = [("inner", UInt64(0x1180)), ("outer", 0x1280)].map { name, address in
-            ManagedFrame(frame: Frame(function: name, kind: .javascript), stackAddress: address, isEntry: false)
-        }
-        #expect(merged(stack, frames) == ["read", "inner", "outer", "node::Start"])
-    }
-
     @Test("Frames that cannot be placed are kept")
     func nowhere() {
         #expect(merged(native("a", "b"), [python("f", entry: true)]) == ["f", "a", "b"])

@@ -22,6 +22,8 @@
 #define LAG_LOOP_THREAD
 #define LAG_ANY_THREAD
 
+#include "lag_v8.h"
+
 /* ---- life cycle (lifecycle.c) ------------------------------------------------------------------------------- */
 
 /* Life of the agent in this process. A forked child begins again at ARMED. */
@@ -264,6 +266,8 @@ LAG_ANY_THREAD long lag_file_read(const char *path, void *into, size_t capacity)
 LAG_ANY_THREAD int lag_file_open(const char *path);
 LAG_ANY_THREAD long lag_file_next(int fd, void *into, size_t capacity);
 LAG_ANY_THREAD void lag_file_close(int fd);
+/* Reads at a place in an ordinary file; the bytes read or a negative errno. */
+LAG_ANY_THREAD long lag_file_read_at(int fd, uint64_t offset, void *into, size_t bytes);
 LAG_ANY_THREAD long lag_link_read(const char *path, void *into, size_t capacity);
 /* The inode of a file, 0 = unknown. */
 LAG_ANY_THREAD uint64_t lag_file_inode(const char *path);

@@ -2,40 +2,86 @@
 ///
 /// Watchdog only, in ordinary context. Nothing here may take the interpreter's lock, call into it, or read its memory in
 /// any way that could fault: what the host's threads change at this moment is read through `lag_safe_read` and checked.
+/// It decides nothing itself: each call goes to the one interpreter that is there.
 
 import CLoopLag
 
 struct ManagedRuntime {
     private var python: CPython?
+    private var v8: V8Runtime?
+    private var libuv: LibuvPool?
 
-    init(_ segment: Segment) { python = CPython(segment) }
+    init(_ segment: Segment) {
+        python = CPython(segment)
+        let header = segment.header
+        guard header.pointee.runtime == UInt32(LAG_RUNTIME_NODE) else { return }
+        v8 = V8Runtime(header)
+        let table = header.pointee.pools
+        if table.count > 0 {
+            let slots = UnsafeMutableRawPointer(header) + Int(table.offset)
+            libuv = LibuvPool(header, slots.bindMemory(to: lag_pool_slot.self, capacity: Int(table.count)))
+        }
+    }
 
-    func release() { python?.release() }
+    func release() {
+        python?.release()
+        v8?.release()
+        libuv?.release()
+    }
 
     /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
     func prepare(slot: Int) {
         lag_capture_wants_python(python?.threadState(ofLoop: slot) ?? 0)
     }
 
+    /// Right after the native copy: what has to be known at once, and a better copy where the interpreter makes one.
+    mutating func refine(
+        _ capture: UnsafePointer<lag_capture>, slot: UInt32, generation: UInt32,
+        of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook, sample: inout lag_sample
+    ) -> UnsafePointer<lag_capture> {
+        guard v8 != nil else { return capture }
+        return v8?.refine(capture, slot: slot, generation: generation, of: loop, look: look, sample: &sample)
+            ?? capture
+    }
+
     /// Adds to one sample what the interpreter was doing at that moment. The native stack is in `capture` already.
     /// - Parameter look: where the thread was; a running one was copied inside the signal handler.
     mutating func describe(
-        _ capture: UnsafePointer<lag_capture>, of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook,
-        into section: inout ManagedSection, sample: inout lag_sample
+        _ capture: UnsafePointer<lag_capture>, of loop: UnsafeMutablePointer<lag_loop_slot>, slot: UInt32,
+        generation: UInt32, look: ThreadLook, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         python?.describe(capture, of: loop, look: look, into: &section, sample: &sample)
+        v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
     }
 
     /// What the interpreter knows better than the kernel of where a thread's time goes: a LAG_LOOK_* kind, or nil.
-    func kind(_ look: ThreadLook, loop index: Int, _ loop: UnsafeMutablePointer<lag_loop_slot>) -> Int? {
-        python?.kind(look, loop: index, loop)
+    func kind(
+        _ look: ThreadLook, loop index: Int, generation: UInt32, _ loop: UnsafeMutablePointer<lag_loop_slot>
+    ) -> Int? {
+        if let kind = python?.kind(look, loop: index, loop) { return kind }
+        // A thread that works for V8's collector, or waits for its helpers, is neither on its own business nor in
+        // anybody's lock.
+        guard v8 != nil, look.kind == Int(LAG_LOOK_ON_CPU) || look.kind == Int(LAG_LOOK_LOCK) else { return nil }
+        var view = lag_v8_loop()
+        let isKnown = lag_v8_loop_read(UInt32(truncatingIfNeeded: index), generation, &view)
+        return isKnown && view.gc_since_ns != 0 ? Int(LAG_LOOK_GC) : nil
     }
 
-    /// When the runtime wants its next tick, however calm the loops are; UInt64.max = it does not mind.
-    var nextLook: UInt64 { python?.nextLook ?? UInt64.max }
+    /// Time of V8's garbage collections in the iteration that began at `start`; nil = not measured here.
+    func collected(_ slot: Int, _ generation: UInt32, since start: UInt64) -> UInt64? {
+        var total: UInt64 = 0
+        guard v8 != nil, lag_v8_gc_within(UInt32(truncatingIfNeeded: slot), generation, start, &total) else {
+            return nil
+        }
+        return total
+    }
 
-    /// At every tick of the watchdog, behind its look at the loops.
-    mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) {
+    /// At every tick of the watchdog, behind its look at the loops: pools, and what else changes by itself.
+    /// - Returns: when it wants the next one, however calm the loops are; UInt64.max = it does not mind.
+    mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) -> UInt64 {
         python?.tick(now: now, loops: loops, count: count)
+        let wanted = python?.nextLook ?? UInt64.max
+        let pools = libuv?.tick(now: now) ?? UInt64.max
+        return wanted < pools ? wanted : pools
     }
 }

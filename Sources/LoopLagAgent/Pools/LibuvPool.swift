@@ -1,0 +1,146 @@
+/// libuv's thread pool: threads, busy ones, what waits in its queue and for how long, read from libuv's own variables; where
+/// those are not to be found, estimated from the requests that the loops have under way.
+///
+/// Watchdog only. libuv's lock is not taken: the queue may change while it is walked, so the walk is bounded and every
+/// read is fault-proof. Nothing is ever submitted to the pool.
+
+import CLoopLag
+
+struct LibuvPool {
+    private static let longestQueue = 1024
+    private static let memoryBytes = longestQueue &* 8 &+ PoolWaits.bytes
+    /// How often a queue is looked at while something waits in it.
+    private static let busyPeriod: UInt64 = 20_000_000
+    private static let defaultThreads: Int64 = 4
+
+    private let header: UnsafeMutablePointer<lag_header>
+    private let slot: UnsafeMutablePointer<lag_pool_slot>
+    private let queue: UnsafeMutablePointer<UInt64>
+    private let memory: UnsafeMutableRawPointer
+    private var waits: PoolWaits
+    private var statics: LibuvStatics?
+    private var isSearched = false
+    private var lastLook: UInt64 = 0
+    private var isLive = false
+    private var reported: UInt64 = 0
+
+    init?(_ header: UnsafeMutablePointer<lag_header>, _ slot: UnsafeMutablePointer<lag_pool_slot>) {
+        guard let memory = lag_memory_zeroed(Self.memoryBytes) else { return nil }
+        self.header = header
+        self.slot = slot
+        self.memory = memory
+        queue = memory.bindMemory(to: UInt64.self, capacity: Self.longestQueue)
+        waits = PoolWaits(memory + Self.longestQueue &* 8)
+    }
+
+    func release() { lag_memory_free(memory, Self.memoryBytes) }
+
+    /// Looks at the pool; returns when it wants to look again, UInt64.max = whenever.
+    mutating func tick(now: UInt64) -> UInt64 {
+        if !isSearched {
+            isSearched = true
+            statics = LibuvStatics.find()
+        }
+        guard let statics else { return estimate(now: now) }
+        guard let threads = number(statics.threads), let idle = number(statics.idle), threads > 0, threads <= 1024,
+            idle <= threads
+        else { return UInt64.max }  // not started yet
+        let fast = walk(statics.queue, mark: statics.slowMark, from: 0)
+        let all = walk(statics.slowQueue, mark: 0, from: fast)
+        let depth = Int64(truncatingIfNeeded: all)
+        waits.look(queue, count: fast, now: now)
+        publish(
+            now, method: LAG_METHOD_EXACT, threads: Int32(truncatingIfNeeded: threads), busy: threads &- idle,
+            depth: depth)
+        return depth > 0 ? now &+ Self.busyPeriod : UInt64.max
+    }
+
+    private func number(_ address: UInt64) -> Int64? {
+        var value: UInt32 = 0
+        return lag_safe_read(address, &value, 4) == 4 ? Int64(value) : nil
+    }
+
+    /// Puts the addresses of what waits into `queue`, behind the `from` that are there; the new count.
+    private func walk(_ head: UInt64, mark: UInt64, from: Int) -> Int {
+        guard head != 0 else { return from }
+        var count = from
+        var node: UInt64 = 0
+        guard lag_safe_read(head, &node, 8) == 8 else { return from }
+        var left = Self.longestQueue
+        while node != head, node != 0, count < Self.longestQueue, left > 0 {
+            // The mark stands for the queue of slow work, which is counted by itself.
+            if node != mark {
+                queue[count] = node
+                count &+= 1
+            }
+            guard lag_safe_read(node, &node, 8) == 8 else { break }
+            left &-= 1
+        }
+        return count
+    }
+
+    /// Without libuv's variables: everything the loops wait for, which is a little more than the pool's work.
+    private mutating func estimate(now: UInt64) -> UInt64 {
+        var active: UInt64 = 0
+        guard lag_v8_active_requests(&active), active < 1 << 20 else {
+            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_POOLS)
+            return UInt64.max
+        }
+        guard isLive || active > 0 else { return UInt64.max }
+        let threads = configuredThreads()
+        let requests = Int64(truncatingIfNeeded: active)
+        let busy = requests < threads ? requests : threads
+        publish(
+            now, method: LAG_METHOD_ESTIMATE, threads: Int32(truncatingIfNeeded: threads), busy: busy,
+            depth: requests &- busy)
+        return UInt64.max
+    }
+
+    /// UV_THREADPOOL_SIZE as the process was given it.
+    private func configuredThreads() -> Int64 {
+        guard let text = lag_env("UV_THREADPOOL_SIZE") else { return Self.defaultThreads }
+        var parser = ByteParser(UnsafeRawPointer(text).assumingMemoryBound(to: UInt8.self), count: 8)
+        guard let value = parser.decimal(), value > 0 else { return Self.defaultThreads }
+        return value < 1024 ? Int64(value) : 1024
+    }
+
+    private mutating func publish(_ now: UInt64, method: Int, threads: Int32, busy: Int64, depth: Int64) {
+        // Gauges are weighted by time: looks come more often while something waits.
+        let weight = lastLook == 0 ? 1 : (now &- lastLook) / 1_000_000
+        lastLook = now
+        let sequence = slot.pointee.seq
+        lag_store_u32(&slot.pointee.seq, sequence &+ 1)
+        if !isLive {
+            isLive = true
+            slot.pointee.kind = UInt32(LAG_POOL_LIBUV)
+            withUnsafeMutablePointer(to: &slot.pointee.name) {
+                $0.withMemoryRebound(to: UInt8.self, capacity: 32) {
+                    var name = ByteBuilder($0, capacity: 32)
+                    name.append("libuv")
+                }
+            }
+            slot.pointee.state = 1
+        }
+        slot.pointee.method = UInt32(truncatingIfNeeded: method)
+        slot.pointee.threads = threads
+        set(&slot.pointee.busy, busy, weight)
+        set(&slot.pointee.queue_depth, depth, weight)
+        set(&slot.pointee.in_flight, busy &+ depth, weight)
+        if waits.count != reported {
+            reported = waits.count
+            let found = waits.percentiles()
+            slot.pointee.wait_p50_ns = found.median
+            slot.pointee.wait_p99_ns = found.p99
+            slot.pointee.wait_max_ns = waits.longest
+            slot.pointee.wait_count = waits.count
+        }
+        lag_store_u32(&slot.pointee.seq, sequence &+ 2)
+    }
+
+    private func set(_ gauge: inout lag_gauge, _ value: Int64, _ weight: UInt64) {
+        gauge.last = value
+        if value > gauge.max { gauge.max = value }
+        gauge.sum &+= UInt64(truncatingIfNeeded: value) &* weight
+        gauge.count &+= weight
+    }
+}

@@ -1,0 +1,337 @@
+/// What is known of V8 in this process, and which way a sample gets its JavaScript frames:
+///
+/// 1. The thread is in native code that JavaScript called (JSON.parse, pbkdf2Sync, a read): the isolate says where it left
+///    JavaScript, and the frames are walked in memory. No signal and no pause.
+/// 2. It runs JavaScript: its isolate is asked for an interrupt, which is served at once, and V8's own stack trace is
+///    exact whatever the compilers did. One that is not served within its time is dropped: it would show what came after.
+/// 3. Neither: frames by the registers that the signal brought, optimised functions at the line where they begin.
+///
+/// Watchdog only. V8 itself is never entered here.
+
+import CLoopLag
+
+struct V8Runtime {
+    private static let interruptTimeout: UInt64 = 15_000_000
+    /// From then on an answer is marked: the thread may have gone on to something else.
+    private static let lateAfter: UInt64 = 8_000_000
+    private static let isolateBytes = 64 << 10
+    private static let bufferBytes = 4096
+    private static let framesBytes = V8Walk.limit &* MemoryLayout<V8Frame>.stride
+
+    private enum Way {
+        case none
+        case exit(UInt64)
+        case registers
+        case answer(UnsafePointer<lag_v8_answer>)
+    }
+
+    private let header: UnsafeMutablePointer<lag_header>
+    private let layout: lag_v8_layout?
+    private let frames: UnsafeMutablePointer<V8Frame>
+    private let buffer: UnsafeMutablePointer<UInt8>
+    private let name: UnsafeMutablePointer<UInt8>
+    private let memory: UnsafeMutableRawPointer
+    private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024
+    /// Where c_entry_fp lies in an isolate; 0 = not found yet.
+    private var entryOffset: UInt32 = 0
+    private var builtins = V8Range()
+    private var builtinsOf: UInt64 = 0
+    private var way = Way.none
+    private var isInCollection = false
+    private var collectedBefore: UInt64 = 0
+
+    init?(_ header: UnsafeMutablePointer<lag_header>) {
+        guard lag_v8_is_present(), let memory = lag_memory_zeroed(Self.memoryBytes) else { return nil }
+        self.header = header
+        self.memory = memory
+        frames = (memory + Self.isolateBytes).bindMemory(to: V8Frame.self, capacity: V8Walk.limit)
+        buffer = (memory + (Self.isolateBytes &+ Self.framesBytes)).bindMemory(
+            to: UInt8.self, capacity: Self.bufferBytes)
+        name = (memory + (Self.isolateBytes &+ Self.framesBytes &+ Self.bufferBytes)).bindMemory(
+            to: UInt8.self, capacity: 1024)
+        layout = lag_v8_layout()?.pointee
+        if layout == nil { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_JAVASCRIPT) }
+    }
+
+    func release() { lag_memory_free(memory, Self.memoryBytes) }
+
+    // MARK: - right after the capture
+
+    /// Decides the way and, for a thread that runs JavaScript, replaces the capture by the one that V8 made at its interrupt:
+    /// registers, stack and frames are then of one moment.
+    mutating func refine(
+        _ capture: UnsafePointer<lag_capture>, slot: UInt32, generation: UInt32,
+        of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook, sample: inout lag_sample
+    ) -> UnsafePointer<lag_capture> {
+        way = .none
+        var view = lag_v8_loop()
+        guard let layout, lag_v8_loop_read(slot, generation, &view) else { return capture }
+        isInCollection = view.gc_since_ns != 0
+        if isInCollection { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
+        findBuiltins(of: view.isolate)
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
+        if let entry = exitFrame(view.isolate, memory) {
+            way = .exit(entry)
+            return capture
+        }
+        guard look.place == .running else { return capture }
+        way = .registers
+        guard view.can_interrupt, !isInCollection, runsJavaScript(capture, memory) else { return capture }
+        var answer: UnsafePointer<lag_v8_answer>?
+        var below: UnsafePointer<lag_capture>?
+        let began = loop.pointee.busy_since_ns
+        guard lag_v8_interrupt(slot, generation, entryOffset, Self.interruptTimeout, &answer, &below),
+            let answer, let below, answer.pointee.frame_count > 0, loop.pointee.busy_since_ns == began
+        else { return capture }
+        way = .answer(answer)
+        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.lateAfter {
+            sample.flags |= UInt16(LAG_SAMPLE_LATE)
+        }
+        sample.method = UInt8(LAG_SAMPLE_INTERRUPT)
+        sample.regs_valid =
+            1 &<< UInt32(LAG_REG_RBP) | 1 &<< UInt32(LAG_REG_RSP) | 1 &<< UInt32(LAG_REG_RIP)
+        return below
+    }
+
+    /// Whether the thread left JavaScript for native code, and at which frame.
+    private mutating func exitFrame(_ isolate: UInt64, _ memory: V8Memory) -> UInt64? {
+        let walk = V8Walk(memory, frames)
+        if entryOffset != 0 {
+            guard let value = memory.word(isolate &+ UInt64(entryOffset)), value != 0, walk.isExit(value) else {
+                return nil
+            }
+            return value
+        }
+        // Found once, by what it holds: the one word of the isolate that points at an exit frame on this stack.
+        let bytes = lag_safe_read(isolate, self.memory, Self.isolateBytes)
+        var offset = 0
+        var found: (offset: Int, value: UInt64)?
+        while offset &+ 8 <= bytes {
+            let value = self.memory.load(fromByteOffset: offset, as: UInt64.self)
+            if value >= memory.lowest, value < memory.stackHigh, walk.isExit(value) {
+                // Two of them: not to be told apart now.
+                if found != nil { return nil }
+                found = (offset, value)
+            }
+            offset &+= 8
+        }
+        guard let found, found.offset > 0 else { return nil }
+        entryOffset = UInt32(truncatingIfNeeded: found.offset)
+        return found.value
+    }
+
+    private mutating func findBuiltins(of isolate: UInt64) {
+        guard isolate != builtinsOf else { return }
+        builtinsOf = isolate
+        builtins = V8Range.ofBuiltins(memory, bytes: lag_safe_read(isolate, memory, Self.isolateBytes))
+    }
+
+    private func walkRegisters(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> V8Walk {
+        var registers = capture.pointee.regs
+        return withUnsafePointer(to: &registers) { tuple in
+            tuple.withMemoryRebound(to: UInt64.self, capacity: Int(LAG_REGS)) { regs in
+                let pc = regs[Int(LAG_REG_RIP)]
+                var walk = V8Walk(memory, frames)
+                // r9 holds the offset while a handler of the interpreter runs.
+                walk.run(
+                    from: regs[Int(LAG_REG_RBP)], pc: pc, offsetRegister: memory.isBuiltin(pc) ? regs[9] : nil)
+                return walk
+            }
+        }
+    }
+
+    private func runsJavaScript(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> Bool {
+        walkRegisters(capture, memory).count > 0
+    }
+
+    // MARK: - the frames
+
+    mutating func describe(
+        _ capture: UnsafePointer<lag_capture>, slot: UInt32, generation: UInt32,
+        of loop: UnsafeMutablePointer<lag_loop_slot>, into section: inout ManagedSection, sample: inout lag_sample
+    ) {
+        guard let layout else { return }
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
+        var walk = V8Walk(memory, frames)
+        switch way {
+        case .none: return
+        case .exit(let fp): walk.run(from: fp, pc: nil, offsetRegister: nil)
+        case .registers: walk = walkRegisters(capture, memory)
+        case .answer(let answer):
+            let entry = answer.pointee.entry_fp
+            if entry != 0, walk.isExit(entry) {
+                walk.run(from: entry, pc: nil, offsetRegister: nil)
+            } else {
+                walk = walkRegisters(capture, memory)
+            }
+            findRequest(walk.count, memory, &section)
+            add(answer, walk.count, memory, &section)
+            return
+        }
+        var i = 0
+        while i < walk.count {
+            guard add(frames[i], memory, &section) else { break }
+            i &+= 1
+        }
+        findRequest(walk.count, memory, &section)
+        // A collection since the copy may have moved what the copy points at.
+        var view = lag_v8_loop()
+        if !lag_v8_loop_read(slot, generation, &view)
+            || (view.gc_ended_ns > capture.pointee.time_ns && !isInCollection)
+        {
+            section.clear()
+        }
+    }
+
+    /// One walked frame. False when the section is full.
+    private func add(_ frame: V8Frame, _ memory: V8Memory, _ section: inout ManagedSection) -> Bool {
+        var out = lag_managed_frame()
+        out.kind = UInt16(LAG_MANAGED_JAVASCRIPT)
+        out.stack_address = frame.fp
+        if frame.isEntry { out.flags |= UInt16(LAG_FRAME_ENTRY) }
+        var count = functionName(frame.shared, memory, inferred: true)
+        out.function = count > 0 ? section.text(name, count) : anonymous(&section)
+        if let script = memory.script(ofShared: frame.shared) {
+            count = scriptName(script, memory)
+            if count > 0 { out.file = fileText(name, count, &section) }
+            var position: UInt64?
+            if frame.isInterpreted {
+                position = memory.position(
+                    inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes)
+            }
+            if position == nil, let bytecode = memory.bytecode(ofShared: frame.shared) {
+                position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
+                out.flags |= UInt16(LAG_FRAME_APPROXIMATE)
+            }
+            if let position, let place = memory.place(position, inScript: script) {
+                out.line = place.line
+                out.column = place.column
+            }
+        }
+        return section.add(out)
+    }
+
+    /// V8's own stack trace, with the stack addresses of the walked frames: an inlined function lies in the frame of the
+    /// one that it was inlined into, which comes behind it.
+    private func add(
+        _ answer: UnsafePointer<lag_v8_answer>, _ walked: Int, _ memory: V8Memory, _ section: inout ManagedSection
+    ) {
+        let texts = lag_v8_answer_texts(answer)
+        var at = 0
+        var i: UInt32 = 0
+        while i < answer.pointee.frame_count {
+            let frame = lag_v8_answer_frame(answer, i).pointee
+            var out = lag_managed_frame()
+            out.kind = UInt16(LAG_MANAGED_JAVASCRIPT)
+            out.line = frame.line
+            out.column = frame.column
+            let function = texts + Int(frame.function_offset)
+            let bytes = Int(frame.function_bytes)
+            out.function = bytes > 0 ? section.text(function, bytes) : anonymous(&section)
+            if frame.file_bytes > 0 {
+                out.file = fileText(texts + Int(frame.file_offset), Int(frame.file_bytes), &section)
+            }
+            var ahead = at
+            while ahead < walked, ahead < at &+ 4 {
+                if isNamed(frames[ahead], function, bytes, memory) {
+                    at = ahead
+                    break
+                }
+                ahead &+= 1
+            }
+            if at < walked {
+                out.stack_address = frames[at].fp
+                if ahead == at {
+                    if frames[at].isEntry { out.flags |= UInt16(LAG_FRAME_ENTRY) }
+                    at &+= 1
+                }
+            }
+            guard section.add(out) else { return }
+            i &+= 1
+        }
+    }
+
+    private func isNamed(_ frame: V8Frame, _ text: UnsafePointer<UInt8>, _ count: Int, _ memory: V8Memory) -> Bool {
+        let length = functionName(frame.shared, memory, inferred: false)
+        guard length == count else { return false }
+        var i = 0
+        while i < count {
+            if name[i] != text[i] { return false }
+            i &+= 1
+        }
+        return true
+    }
+
+    private func anonymous(_ section: inout ManagedSection) -> lag_text {
+        let text: StaticString = "(anonymous)"
+        return section.text(text.utf8Start, text.utf8CodeUnitCount)
+    }
+
+    /// A file's path; modules of the newer kind have a URL.
+    private func fileText(_ bytes: UnsafePointer<UInt8>, _ count: Int, _ section: inout ManagedSection) -> lag_text {
+        var parser = ByteParser(bytes, count: count)
+        if parser.take("file://"), parser.peek == UInt8(ascii: "/") {
+            return section.text(bytes + parser.position, count &- parser.position)
+        }
+        return section.text(bytes, count)
+    }
+
+    // MARK: - names, into `name`
+
+    private func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
+        guard let value = memory.field(shared, memory.layout.shared_name) else { return 0 }
+        let direct = lag_v8_string(value, name, 256)
+        if direct > 0 { return direct }
+        // A function that keeps its scope keeps its name there: behind the names of its variables and what is known of
+        // each; the function's own name first, then the one that was guessed for it.
+        guard let scope = memory.object(value), scope.type == memory.layout.type_scope_info,
+            let locals = memory.field(scope.tagged, 8 &+ memory.layout.scope_locals &* 8), V8Memory.isInteger(locals)
+        else { return 0 }
+        let count = locals &>> 32
+        guard count < 75 else { return 0 }
+        var index = memory.layout.scope_first &+ Int32(truncatingIfNeeded: count) &* 2
+        let end = index &+ (inferred ? 4 : 3)
+        while index < end {
+            if let slot = memory.field(scope.tagged, 8 &+ index &* 8) {
+                let bytes = lag_v8_string(slot, name, 256)
+                if bytes > 0 { return bytes }
+            }
+            index &+= 1
+        }
+        return 0
+    }
+
+    private func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
+        guard let value = memory.field(script, memory.layout.script_name) else { return 0 }
+        let count = lag_v8_string(value, name, 1024)
+        return count > 0 ? count : 0
+    }
+
+    // MARK: - the request
+
+    private func findRequest(_ walked: Int, _ memory: V8Memory, _ section: inout ManagedSection) {
+        let wanted: StaticString = "parserOnIncoming"
+        var i = 0
+        while i < walked {
+            if isNamed(frames[i], wanted.utf8Start, wanted.utf8CodeUnitCount, memory), isNodesOwn(frames[i], memory),
+                let request = memory.request(inFrame: frames[i].fp)
+            {
+                var count = lag_v8_string(request.method, name, 32)
+                if count > 0 { section.header.method = section.text(name, count) }
+                count = lag_v8_string(request.path, name, 1024)
+                // What follows the question mark may be anybody's secret.
+                var end = 0
+                while end < count, name[end] != UInt8(ascii: "?"), name[end] != UInt8(ascii: "#") { end &+= 1 }
+                if end > 0 { section.header.path = section.text(name, end) }
+                return
+            }
+            i &+= 1
+        }
+    }
+
+    private func isNodesOwn(_ frame: V8Frame, _ memory: V8Memory) -> Bool {
+        guard let script = memory.script(ofShared: frame.shared) else { return false }
+        var parser = ByteParser(name, count: scriptName(script, memory))
+        return parser.take("node:_http_server")
+    }
+}

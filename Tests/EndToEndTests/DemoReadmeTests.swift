@@ -36,7 +36,7 @@ extension EndToEnd {
             "looplag stalls --follow --on-stall 'cat >>stalls.log'": .until("(closed)", SIGINT),
             "looplag record 4242 --duration 30s -o lag.json": .says("report in lag.json"),
             "looplag postmortem 4242": .ofTheDead("looplag-demo"),
-            "looplag ps --clean": .elsewhere("the tests of ps, for it would take away what other tests left"),
+            "looplag ps --clean": .elsewhere("LeftoverTests: here it would take away what other tests left"),
             "looplag report lag.json": .says("STALLS"), "looplag dump 4242": .says("NIO-SGLTN"),
             "looplag doctor": .says("All that is needed works"),
             "looplag doctor 4242": .says("All that is needed works"),

@@ -32,7 +32,6 @@ enum Examples {
             Example("looplag ps", "processes with an agent"),
             Example("looplag ps --clean", "remove the segments of your dead processes"),
             Example("looplag ps --all", "all, with what stands in the way of an agent"),
-            Example("looplag ps --clean", "and remove the segments of dead processes"),
         ],
         "top": [
             Example("looplag top", "every process with an agent"),
@@ -51,10 +50,6 @@ enum Examples {
         "dump": [
             Example("looplag dump 4242", "the stacks of the loop threads, now"),
             Example("looplag dump 4242 --all-threads --json", "of every thread, as a report"),
-        ],
-        "postmortem": [
-            Example("looplag postmortem 4242", "the last stalls of a process that was killed, and its counters"),
-            Example("looplag postmortem 4242 --json", "the same as a report"),
         ],
         "record": [
             Example("looplag record 4242 --duration 30s -o lag.json", "a JSON report of the next 30 seconds"),

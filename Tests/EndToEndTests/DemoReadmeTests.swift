@@ -17,6 +17,8 @@ extension EndToEnd {
             case says(String)
             /// Runs until it has said this, then gets the signal and ends with status 0.
             case until(String, Int32)
+            /// The same with a server that was killed.
+            case ofTheDead(String)
             /// Checked by somebody else, who is named.
             case elsewhere(String)
         }
@@ -33,6 +35,8 @@ extension EndToEnd {
             "looplag stalls 4242 --follow --json": .until(#"("culprit":)"#, SIGINT),
             "looplag stalls --follow --on-stall 'cat >>stalls.log'": .until("(closed)", SIGINT),
             "looplag record 4242 --duration 30s -o lag.json": .says("report in lag.json"),
+            "looplag postmortem 4242": .ofTheDead("looplag-demo"),
+            "looplag ps --clean": .elsewhere("LeftoverTests: here it would take away what other tests left"),
             "looplag report lag.json": .says("STALLS"), "looplag dump 4242": .says("NIO-SGLTN"),
             "looplag doctor": .says("All that is needed works"),
             "looplag doctor 4242": .says("All that is needed works"),
@@ -100,6 +104,14 @@ extension EndToEnd {
                     Issue.record("nobody knows how to run '\(command)'")
                     continue
                 }
+                if case .ofTheDead(let text) = form {
+                    let killed = try Host.demo(["--http-only"])
+                    defer { killed.end() }
+                    killed.child.send(SIGKILL)
+                    _ = try killed.child.exitStatus()
+                    try run(command, .says(text), pid: killed.pid, in: folder)
+                    continue
+                }
                 try run(command, form, pid: host.pid, in: folder)
             }
         }
@@ -134,7 +146,7 @@ extension EndToEnd {
                 }
                 let status = try child.exitStatus(within: .seconds(20))
                 #expect(status == .exited(0) || status == .exited(143), "\(line): \(status) \(child.errors.text)")
-            case .elsewhere: break
+            case .elsewhere, .ofTheDead: break
             }
         }
     }

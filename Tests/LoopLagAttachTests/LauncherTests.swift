@@ -147,7 +147,7 @@ struct LauncherTests {
 
 @Suite("Finding the agent object")
 struct AgentObjectTests {
-    static let object: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0]
+    static let object = SmallAgent.object()
 
     @Test("It is found beside the executable, else in ../lib")
     func besideOrLib() throws {
@@ -186,6 +186,13 @@ struct AgentObjectTests {
             }
         }
         #expect(throws: AttachError.self) { try AgentObject.locate(named: folder.path, executable: nil) }
+        // Of another release, and cut off anywhere.
+        var others = [SmallAgent.object(layout: AgentObject.layoutVersion + 1)]
+        others += stride(from: 0, to: Self.object.count, by: 7).map { Array(Self.object.prefix($0)) }
+        for (number, bytes) in others.enumerated() {
+            let path = try folder.file("other-\(number).so", bytes)
+            #expect(throws: AttachError.self) { try AgentObject.locate(named: path, executable: nil) }
+        }
         #expect(throws: AttachError.agentMissing(searched: [])) {
             try AgentObject.locate(named: nil, executable: nil)
         }

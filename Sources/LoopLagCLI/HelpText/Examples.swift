@@ -30,8 +30,8 @@ enum Examples {
         ],
         "ps": [
             Example("looplag ps", "processes with an agent"),
+            Example("looplag ps --clean", "remove the segments of your dead processes"),
             Example("looplag ps --all", "all, with what stands in the way of an agent"),
-            Example("looplag ps --clean", "and remove the segments of dead processes"),
         ],
         "top": [
             Example("looplag top", "every process with an agent"),

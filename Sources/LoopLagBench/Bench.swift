@@ -20,6 +20,7 @@ enum Bench {
         ("requests", { RequestCost.measure(into: &$0, $1) }),
         ("stalls", { StallCost.measure(into: &$0, $1) }),
         ("symbols", { SymbolCost.measure(into: &$0, $1) }),
+        ("top", { TopCost.measure(into: &$0, $1) }),
         (
             "attach",
             { table, _ in

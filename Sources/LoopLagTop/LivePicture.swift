@@ -105,7 +105,6 @@ public struct LiveStall: Sendable {
     /// The time of day at which it began, "12:03:20.114".
     public var time: String
     public var diagnosis: StallDiagnosis
-    public var request: ReportStall.Request?
     /// In the order they were taken.
     public var samples: [StackSample]
     public var noStackReason: String?
@@ -114,7 +113,7 @@ public struct LiveStall: Sendable {
 
     public init(
         id: String, pid: Int32, server: String, loopID: String, loop: String, isOpen: Bool, lengthNS: Int64,
-        time: String, diagnosis: StallDiagnosis, request: ReportStall.Request? = nil, samples: [StackSample] = [],
+        time: String, diagnosis: StallDiagnosis, samples: [StackSample] = [],
         noStackReason: String? = nil, userCode: UserCode = UserCode(executable: nil)
     ) {
         self.id = id
@@ -126,7 +125,6 @@ public struct LiveStall: Sendable {
         self.lengthNS = lengthNS
         self.time = time
         self.diagnosis = diagnosis
-        self.request = request
         self.samples = samples
         self.noStackReason = noStackReason
         self.userCode = userCode

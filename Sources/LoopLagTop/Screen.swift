@@ -238,7 +238,11 @@ private struct Layout {
     }
 
     private func place(_ frame: Frame, _ isWhole: Bool) -> String {
-        StackLines.place(frame, isLong: isWhole) + (frame.inlined == true && columns >= 80 ? " (inlined)" : "")
+        var text = StackLines.place(frame, isLong: isWhole)
+        guard columns >= 80 else { return text }
+        if frame.inlined == true { text += " (inlined)" }
+        if frame.coroutine == true { text += " (coroutine)" }
+        return text
     }
 
     private var findingLines: [StyledLine] {
@@ -298,9 +302,11 @@ private struct Layout {
             ]),
             StyledLine(
                 " " + glyphs.shown("\(stall.server) (\(stall.pid)), loop \(stall.loop)")
-                    + (stall.request.map { "  \(glyphs.shown($0.method)) \(glyphs.shown($0.path))" } ?? "")),
+                    + (stall.diagnosis.request.map { "  \(glyphs.shown($0.method)) \(glyphs.shown($0.path))" } ?? "")),
             StyledLine([
                 Span(" \(glyphs.shown(StallWords.cause(stall.diagnosis)))", .bold),
+                Span(stall.diagnosis.phase.map { "  phase \(glyphs.shown($0))" } ?? ""),
+                Span(stall.diagnosis.task.map { "  task \(glyphs.shown($0))" } ?? ""),
                 Span("  \(StallWords.evidence(stall.diagnosis))"),
             ]),
         ]
@@ -347,6 +353,7 @@ private struct Layout {
             + "counts iterations of the threshold or more in that time. BUSY is of the last second or two.",
         "LAG shows the longest iteration of each stretch of the last minute; half way up is the threshold.",
         "Colours repeat what the numbers say: green under a quarter of the threshold, yellow under it, red from it on.",
+        "A line number with a + is where its function begins; the frame stands there or further down.",
         "A narrow terminal leaves out bars, sparklines and the median; more columns bring them back.",
     ]
 

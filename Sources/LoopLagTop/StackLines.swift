@@ -49,6 +49,12 @@ enum StackLines {
             if stack.isTruncated { lines.append(.note("the stack goes on; its root was not captured")) }
         }
         if stacks.isEmpty { lines.append(.note(noStack(stall))) }
+        // Who holds what the loop waits for is the one to look at.
+        if let blocker = stall.diagnosis.blockedBy {
+            lines.append(.group("held by thread \(blocker.name) (\(blocker.tid))"))
+            lines += blocker.frames.map { .frame($0, isUser: stall.userCode.isUserCode($0)) }
+            if blocker.frames.isEmpty { lines.append(.note("no stack of it was taken")) }
+        }
         return lines
     }
 
@@ -82,11 +88,11 @@ enum StackLines {
         }
     }
 
-    /// "billing.py:41", or with `isLong` the whole path; else the module; else nothing.
+    /// "billing.py:41", or with `isLong` the whole path; else the module; else nothing. "41+" is where the function
+    /// begins: it stands at that line or after it.
     static func place(_ frame: Frame, isLong: Bool = false) -> String {
-        if let file = frame.file {
-            return (isLong ? file : PlainText.fileName(file)) + (frame.line.map { ":\($0)" } ?? "")
-        }
-        return frame.module ?? ""
+        guard let file = frame.file else { return frame.module ?? "" }
+        let line = frame.line.map { ":\($0)\(frame.approximate == true ? "+" : "")" } ?? ""
+        return (isLong ? file : PlainText.fileName(file)) + line
     }
 }

@@ -43,7 +43,7 @@ struct StallList {
         if loop > 0 { spans.append(Span(glyphs.left("\(stall.pid) \(stall.loop)", loop) + " ")) }
         spans.append(Span(glyphs.left(StallWords.cause(stall.diagnosis), cause) + " "))
         if rest >= 8 { spans += culprit(stall) }
-        if hasRequest, let request = stall.request {
+        if hasRequest, let request = stall.diagnosis.request {
             spans.append(Span(" " + glyphs.left("\(request.method) \(request.path)", self.request)))
         }
         return StyledLine(spans, isReversed: isSelected && hasKeys)

@@ -63,10 +63,10 @@ enum TopRows {
             if let only = state.onlyLoop, stall.loopID != only { return false }
             guard !state.filter.isEmpty else { return true }
             let culprit = stall.diagnosis.culprit
-            let request = stall.request.map { "\($0.method) \($0.path)" }
+            let request = stall.diagnosis.request.map { "\($0.method) \($0.path)" }
             return [
                 stall.server, "\(stall.pid)", stall.loop, stall.diagnosis.cause.rawValue, stall.diagnosis.syscall,
-                culprit?.function, culprit?.file, request,
+                culprit?.function, culprit?.file, request, stall.diagnosis.task,
             ].contains { $0.map { matches($0, state) } ?? false }
         }
     }

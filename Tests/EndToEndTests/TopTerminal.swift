@@ -15,7 +15,8 @@ final class TopTerminal {
     ///   - arguments: of looplag.
     ///   - environment: set in the window, `TERM` among it if it is to be another than tmux's.
     init(
-        _ arguments: [String], columns: Int = 120, rows: Int = 30, environment: [String: String] = [:]
+        _ arguments: [String], columns: Int = 120, rows: Int = 30, environment: [String: String] = [:],
+        hasJobControl: Bool = false
     ) throws {
         folder = try TemporaryFolder()
         tmux = try Tools.installed("TMUX")
@@ -25,11 +26,14 @@ final class TopTerminal {
         }
         let settings = variables + environment.map { "\($0)=\($1)" }
         let script = """
+            \(hasJobControl ? "set -m" : "")
             cd '\(folder.path)'
             echo before the view
             stty -a >before
             env -u NO_COLOR \(settings.joined(separator: " ")) '\(try Tools.looplag())' \(arguments.joined(separator: " "))
-            echo "status=$?"
+            status=$?
+            \(hasJobControl ? "read line; fg; status=$?" : "")
+            echo "status=$status"
             stty -a >after
             echo back in the shell
             exec sleep 1000
@@ -37,7 +41,7 @@ final class TopTerminal {
         let file = folder.path + "/window.sh"
         try script.write(toFile: file, atomically: true, encoding: .utf8)
         try command(
-            ["-f", "/dev/null", "new-session", "-d", "-x", "\(columns)", "-y", "\(rows)", "sh \(file)"],
+            ["-f", "/dev/null", "new-session", "-d", "-x", "\(columns)", "-y", "\(rows)", "bash \(file)"],
             environment: ["LC_ALL": "C.UTF-8"])
         try command(["set-option", "-g", "status", "off"])
     }
@@ -92,10 +96,11 @@ final class TopTerminal {
     }
 
     /// The shell's picture after the view's end: status, the text from before, settings as they were, a cursor.
-    func expectRestored() throws -> (status: Int?, faults: [String]) {
+    /// - Parameter expectsText: the lines from before must be in sight again.
+    func expectRestored(expectsText: Bool = true) throws -> (status: Int?, faults: [String]) {
         let lines = try wait(for: "back in the shell")
         var faults: [String] = []
-        if !lines.contains("before the view") { faults.append("the text from before is gone: \(lines)") }
+        if expectsText, !lines.contains("before the view") { faults.append("the text from before is gone: \(lines)") }
         let flags = try command(["display-message", "-p", "#{cursor_flag} #{alternate_on} #{keypad_cursor_flag}"])
         if flags.trimmingCharacters(in: .whitespacesAndNewlines) != "1 0 0" { faults.append("flags \(flags)") }
         let before = try String(contentsOfFile: folder.path + "/before", encoding: .utf8)

@@ -178,7 +178,7 @@ struct KeyTests {
         for picture in [LivePicture(), Sample.picture, Sample.hostile] {
             var state = fresh
             var random = SystemRandomNumberGenerator()
-            for _ in 0..<3000 {
+            for _ in 0..<600 {
                 guard let key = keys.randomElement(using: &random) else { continue }
                 _ = TopKeys.handle(key, &state, picture: picture, page: Int.random(in: 0...50, using: &random))
                 #expect(Screen.lines(picture, state, columns: 80, rows: 24).count == 24)

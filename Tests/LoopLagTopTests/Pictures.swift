@@ -34,8 +34,8 @@ enum Sample {
             id: "\(pid).s\(number)", pid: pid, server: "uvicorn", loopID: loop, loop: "main", isOpen: isOpen,
             lengthNS: Int64(length) * 1_000_000, time: "12:03:20.114",
             diagnosis: StallDiagnosis(
-                cause: cause, evidence: ["looks": 4, "on_cpu_ns": 250e6], syscall: syscall, culprit: culprit),
-            request: ReportStall.Request(method: "POST", path: "/pay"), samples: samples,
+                cause: cause, evidence: ["looks": 4, "on_cpu_ns": 250e6], syscall: syscall, culprit: culprit,
+                request: ReportStall.Request(method: "POST", path: "/pay")), samples: samples,
             userCode: UserCode(executable: "/usr/bin/python3.11"))
     }
 
@@ -123,7 +123,10 @@ enum Sample {
         ]
         picture.stalls[0].loop = evil
         picture.stalls[0].server = evil
-        picture.stalls[0].request = ReportStall.Request(method: evil, path: evil)
+        picture.stalls[0].diagnosis.request = ReportStall.Request(method: evil, path: evil)
+        picture.stalls[0].diagnosis.task = evil
+        picture.stalls[0].diagnosis.phase = evil
+        picture.stalls[0].diagnosis.blockedBy = BlockingThread(tid: 7, name: evil, frames: [frame])
         picture.stalls[1].samples = []
         picture.stalls[1].noStackReason = evil
         picture.findings = [

@@ -1,3 +1,4 @@
+import LoopLagDiagnosis
 import LoopLagModel
 import Testing
 
@@ -48,6 +49,24 @@ struct StackTests {
         #expect(groups == ["1 of 3 samples, after 100 ms (signal)"])
         #expect(frames == Sample.spinning.count + Sample.sleeping.count)
         #expect(notes == 1)
+    }
+
+    @Test("The thread that holds the lock stands below, under its name; a line where a function begins has a plus")
+    func blocker() {
+        var stall = Sample.stall(1, cause: .gilWait)
+        stall.diagnosis.blockedBy = BlockingThread(tid: 4250, name: "worker", frames: [Sample.charge])
+        var lines: [String] = []
+        for line in StackLines.lines(stall) {
+            switch line {
+            case .group(let text), .note(let text): lines.append(text)
+            case .frame(let frame, _): lines.append(frame.function)
+            }
+        }
+        #expect(lines == ["cpu", "run", "held by thread worker (4250)", "charge"])
+        var frame = Sample.charge
+        frame.approximate = true
+        #expect(StackLines.place(frame) == "billing.py:41+")
+        #expect(StackLines.place(frame, isLong: true) == "/srv/app/billing.py:41+")
     }
 
     @Test("Samples without frames do not count as stacks")

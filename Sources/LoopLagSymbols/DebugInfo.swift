@@ -2,7 +2,7 @@
 ///
 /// Who calls it: ModuleFile, on the decoder's thread; nothing is read before the first question. Swift binaries have no
 /// `.debug_aranges` and thousands of units, so libdw's own address lookup finds nothing: an index of all units' ranges
-/// is built once, the functions of a unit when an address first falls into it. libdw reads through `read`, never by
+/// is built once, the functions of a unit as far as the addresses asked for need them. libdw reads through `read`, never by
 /// mapping the file, and its memory is bounded by starting afresh after a number of units.
 
 import CLibdw
@@ -21,6 +21,8 @@ final class DebugInfo {
     private static let maximumRanges = 4 << 20
     private static let maximumOpenUnits = 192
     private static let maximumInlineDepth = 64
+    /// Entries of one unit that are looked at.
+    private static let maximumEntries = 2_000_000
 
     private struct Range {
         var start: UInt64
@@ -33,8 +35,18 @@ final class DebugInfo {
     private var elf: OpaquePointer?
     private var dwarf: OpaquePointer?
     private var ranges: [Range] = []
-    private var functions: [UInt64: [Range]] = [:]
-    private var deepUnits: Set<UInt64> = []
+    private var functions: [UInt64: Functions] = [:]
+
+    /// The functions of one unit, as far as they have been read: a big unit has tens of thousands of entries, and the
+    /// address asked for is rarely in the last one.
+    private struct Functions {
+        var ranges: [Range] = []
+        /// The next child of the unit; nil once all have been read.
+        var next: Dwarf_Die?
+        /// How many have been: in a file that lies, the entry after the last can be the first.
+        var count = 0
+        var isDeep = false
+    }
     private let codeStart: UInt64
     private let codeEnd: UInt64
 
@@ -75,7 +87,6 @@ final class DebugInfo {
         if functions.count >= Self.maximumOpenUnits {
             closeHandles()
             functions.removeAll()
-            deepUnits.removeAll()
         }
         guard dwarf != nil || openHandles() else { return [] }
         var unitDie = Dwarf_Die()
@@ -159,25 +170,38 @@ final class DebugInfo {
 
     private func function(at address: UInt64, unit: inout Dwarf_Die) -> Dwarf_Die? {
         let key = dwarf_dieoffset(&unit)
-        if functions[key] == nil { collect(&unit, key: key, isDeep: false) }
-        var found = functions[key].flatMap { Self.find(address, in: $0) }
-        if found == nil, !deepUnits.contains(key) {
+        // Out of the table while it grows, so that its array is not copied.
+        var known = functions.removeValue(forKey: key) ?? begun(&unit)
+        defer { functions[key] = known }
+        var found = known.ranges.first { $0.start <= address && address < $0.end }
+        while found == nil, known.next != nil { found = readOne(&known, until: address) }
+        if found == nil, !known.isDeep {
             // C++ puts the code of a lambda into a class within a block within a function.
-            deepUnits.insert(key)
-            collect(&unit, key: key, isDeep: true)
-            found = functions[key].flatMap { Self.find(address, in: $0) }
+            known.isDeep = true
+            known.ranges = []
+            var budget = Self.maximumEntries
+            collect(&unit, isDeep: true, depth: 0, budget: &budget, into: &known.ranges)
+            found = known.ranges.first { $0.start <= address && address < $0.end }
         }
         guard let found else { return nil }
         var die = Dwarf_Die()
         return dwarf_offdie(dwarf, found.die, &die) != nil ? die : nil
     }
 
-    private func collect(_ unit: inout Dwarf_Die, key: UInt64, isDeep: Bool) {
-        var list: [Range] = []
-        var budget = 2_000_000
-        collect(&unit, isDeep: isDeep, depth: 0, budget: &budget, into: &list)
-        list.sort { $0.start < $1.start }
-        functions[key] = list
+    private func begun(_ unit: inout Dwarf_Die) -> Functions {
+        var die = Dwarf_Die()
+        return Functions(next: dwarf_child(&unit, &die) == 0 ? die : nil)
+    }
+
+    /// Reads the next child of the unit; the range that holds the address, if it is there.
+    private func readOne(_ known: inout Functions, until address: UInt64) -> Range? {
+        guard var die = known.next else { return nil }
+        let before = known.ranges.count
+        var budget = Self.maximumEntries
+        take(&die, isDeep: false, depth: 0, budget: &budget, into: &known.ranges)
+        known.count += 1
+        known.next = known.count < Self.maximumEntries && lag_dw_advance_to_sibling(&die) == 0 ? die : nil
+        return known.ranges[before...].first { $0.start <= address && address < $0.end }
     }
 
     private func collect(
@@ -187,19 +211,26 @@ final class DebugInfo {
         var die = Dwarf_Die()
         guard dwarf_child(&parent, &die) == 0 else { return }
         repeat {
-            budget -= 1
-            switch Int(dwarf_tag(&die)) {
-            case DW_TAG_subprogram:
-                appendRanges(of: &die, to: &list)
-                if isDeep { collect(&die, isDeep: true, depth: depth + 1, budget: &budget, into: &list) }
-            case DW_TAG_module, DW_TAG_namespace, DW_TAG_structure_type, DW_TAG_class_type, DW_TAG_enumeration_type,
-                DW_TAG_union_type, DW_TAG_interface_type:
-                collect(&die, isDeep: isDeep, depth: depth + 1, budget: &budget, into: &list)
-            case DW_TAG_lexical_block, DW_TAG_inlined_subroutine:
-                if isDeep { collect(&die, isDeep: true, depth: depth + 1, budget: &budget, into: &list) }
-            default: break
-            }
+            take(&die, isDeep: isDeep, depth: depth, budget: &budget, into: &list)
         } while budget > 0 && lag_dw_advance_to_sibling(&die) == 0
+    }
+
+    /// The function that an entry is, or those within what it contains.
+    private func take(
+        _ die: inout Dwarf_Die, isDeep: Bool, depth: Int, budget: inout Int, into list: inout [Range]
+    ) {
+        budget -= 1
+        switch Int(dwarf_tag(&die)) {
+        case DW_TAG_subprogram:
+            appendRanges(of: &die, to: &list)
+            if isDeep { collect(&die, isDeep: true, depth: depth + 1, budget: &budget, into: &list) }
+        case DW_TAG_module, DW_TAG_namespace, DW_TAG_structure_type, DW_TAG_class_type, DW_TAG_enumeration_type,
+            DW_TAG_union_type, DW_TAG_interface_type:
+            collect(&die, isDeep: isDeep, depth: depth + 1, budget: &budget, into: &list)
+        case DW_TAG_lexical_block, DW_TAG_inlined_subroutine:
+            if isDeep { collect(&die, isDeep: true, depth: depth + 1, budget: &budget, into: &list) }
+        default: break
+        }
     }
 
     /// Appends the inlined calls below `parent` that hold the address, outermost first.

@@ -79,7 +79,9 @@ struct HostileProcessTests {
         unlink(path)
         let good = try image(path, pid: sleeper.pid, ticks: sleeper.startTicks)
         #expect(failure(sleeper.pid) == nil)
-        link(good.path, folder.file("second"))
+        let second = good.path + ".second"
+        link(good.path, second)
+        defer { unlink(second) }
         #expect(reason(sleeper.pid).contains("2 names"))
     }
 

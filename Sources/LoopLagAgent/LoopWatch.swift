@@ -42,6 +42,7 @@ struct LoopWatch {
     private var lastKind: Int
     private var lastPlace: ThreadLook.Place
     private var lastSP: UInt64
+    private var lastManagedPlace: UInt64
     /// Whether the scheduler's account has been read since the stall began.
     private var hasAccount: Bool
     private var firstRun: UInt64
@@ -55,7 +56,8 @@ struct LoopWatch {
     static var zero: LoopWatch {
         LoopWatch(
             generation: 0, longTail: 0, stall: 0, stallStart: 0, nextSample: 0, sampleGap: 0, nextLook: 0, lastLook: 0,
-            samples: 0, explained: 0, lastKind: 0, lastPlace: .blockedSomewhere, lastSP: 0, hasAccount: false,
+            samples: 0, explained: 0, lastKind: 0, lastPlace: .blockedSomewhere, lastSP: 0,
+            lastManagedPlace: 0, hasAccount: false,
             firstRun: 0, firstWait: 0, lastRun: 0, lastWait: 0, firstFaults: 0, worstLate: 0, accountAt: 0)
     }
 
@@ -240,7 +242,11 @@ struct LoopWatch {
         guard now >= nextSample, samples < Self.maximumSamples else { return }
         nextSample = now &+ sampleGap &* (1 &+ context.backOff)
         if samples >= Self.denseSamples { sampleGap &+= sampleGap / 2 }
-        if samples > 0, look.place != .running, look.place == lastPlace, look.stackPointer == lastSP { return }
+        if samples > 0, look.place != .running, look.place == lastPlace, look.stackPointer == lastSP {
+            // Still the same wait; or, in an interpreter, one just like it in the next callback.
+            let managed = context.capture.runtime.place(loop: index)
+            if managed == lastManagedPlace { return }
+        }
 
         let reason = context.capture.take(
             slot: index, pointer: pointer, view: view, stall: stall, look: look, now: now)
@@ -248,6 +254,7 @@ struct LoopWatch {
             samples &+= 1
             lastPlace = look.place
             lastSP = look.stackPointer
+            lastManagedPlace = context.capture.runtime.place(loop: index)
             let count = samples
             context.book.change(stall) { $0.pointee.samples = count }
         } else if reason == UInt32(LAG_DROP_MOVED) {

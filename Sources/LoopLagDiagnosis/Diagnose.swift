@@ -76,12 +76,15 @@ public func diagnose(
     // Several callbacks can share an iteration: what is told of the stall is what its culprit was doing.
     let blamed = culprit.map { culprit in samples.filter { rules.leaf(of: $0)?.function == culprit.function } } ?? []
     let witnesses = blamed.isEmpty ? samples : blamed
+    let blockedBy =
+        witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
+        ?? witnesses.lazy.compactMap(\.blockedBy).first
+    // Where the loop waits for a lock, the code that holds it is to blame, not the one that waits.
+    let holder = cause == .gilWait ? blockedBy?.frames.first(where: rules.isUserCode) : nil
     return StallDiagnosis(
-        cause: cause, evidence: numbers, syscall: syscall, culprit: culprit,
+        cause: cause, evidence: numbers, syscall: syscall, culprit: holder ?? culprit,
         request: mostCommon(witnesses.compactMap(\.request)), task: mostCommon(witnesses.compactMap(\.task)),
-        phase: mostCommon(witnesses.compactMap(\.phase)),
-        blockedBy: witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
-            ?? witnesses.lazy.compactMap(\.blockedBy).first)
+        phase: mostCommon(witnesses.compactMap(\.phase)), blockedBy: blockedBy)
 }
 
 /// The first of those that occur most.

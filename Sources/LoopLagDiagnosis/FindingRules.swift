@@ -6,8 +6,8 @@ import LoopLagModel
 
 enum FindingRules {
     static let all: [any FindingRule] = [
-        BlockingCall(), BusyHandler(), CrowdedIteration(), LockedHandler(), StarvedMachine(), StoppedProcess(),
-        PagedOut(), NoLoop(),
+        BlockingCall(), BusyHandler(), CrowdedIteration(), LockedHandler(), LockConvoy(), CollectorPause(), FullPool(),
+        StarvedMachine(), StoppedProcess(), PagedOut(), NoLoop(),
         LoopsRefused(), SamplesLost(), DegradedAgent(),
     ]
 }
@@ -65,7 +65,7 @@ struct BusyHandler: FindingRule {
 /// The loop waits for a lock that somebody else holds.
 struct LockedHandler: FindingRule {
     func check(_ context: FindingContext) -> Finding? {
-        let stalls = context.stalls.filter { $0.cause == .lock || $0.cause == .gilWait }
+        let stalls = context.stalls.filter { $0.cause == .lock }
         guard !stalls.isEmpty else { return nil }
         let who = context.mainCulprit(of: stalls) ?? "a handler"
         return context.finding(
@@ -193,6 +193,8 @@ struct DegradedAgent: FindingRule {
         "modules-full": "more libraries are loaded than it has room for; some frames stay unnamed",
         "no-task-dir": "/proc does not show its threads (a foreign pid namespace)",
         "memfd": "no directory took its segment, so nothing is left after the process dies",
+        "no-python": "it does not know this version of CPython well enough to read its frames, so stacks are native only",
+        "no-pools": "the runtime's pools cannot be read here",
         "stacks-off": "stacks are switched off (LOOPLAG_STACKS=0)",
     ]
 }

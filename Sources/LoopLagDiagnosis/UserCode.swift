@@ -60,6 +60,8 @@ public struct UserCode: Sendable {
         guard let file else { return false }
         // "<frozen importlib._bootstrap>", "<string>": no file of anybody's.
         if file.hasPrefix("<") { return false }
+        // The script that pip makes for a command (".../bin/uvicorn").
+        if file.contains("/bin/"), !file.hasSuffix(".py") { return false }
         return !["/site-packages/", "/dist-packages/", "/lib/python", "/lib64/python"].contains { file.contains($0) }
     }
 

@@ -285,11 +285,15 @@ public struct ReportStall: Hashable, Sendable, Codable {
         public var truncated: Bool
         public var late: Bool
         public var method: CaptureMethod
+        /// What was served at that moment: several requests can share one long iteration.
+        public var request: Request?
+        public var task: String?
         enum CodingKeys: String, CodingKey {
-            case offsetNS = "offset_ns", threadState = "thread_state", stack, truncated, late, method
+            case offsetNS = "offset_ns", threadState = "thread_state", stack, truncated, late, method, request, task
         }
         public init(
-            offsetNS: Int64, threadState: String, stack: [Int], truncated: Bool, late: Bool, method: CaptureMethod
+            offsetNS: Int64, threadState: String, stack: [Int], truncated: Bool, late: Bool, method: CaptureMethod,
+            request: Request? = nil, task: String? = nil
         ) {
             self.offsetNS = offsetNS
             self.threadState = threadState
@@ -297,6 +301,8 @@ public struct ReportStall: Hashable, Sendable, Codable {
             self.truncated = truncated
             self.late = late
             self.method = method
+            self.request = request
+            self.task = task
         }
     }
 

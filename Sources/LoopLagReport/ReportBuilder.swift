@@ -137,7 +137,8 @@ public enum ReportBuilder {
                 ReportStall.Sample(
                     offsetNS: sample.offset.nanosecondCount, threadState: String(sample.threadState),
                     stack: sample.frames.map { frames.index(of: $0) }, truncated: sample.isTruncated,
-                    late: sample.isLate, method: sample.method))
+                    late: sample.isLate, method: sample.method, request: sample.request.map(printable),
+                    task: sample.task.map(PlainText.printable)))
         }
         var reason: String?
         if stacks.isEmpty {
@@ -150,9 +151,7 @@ public enum ReportBuilder {
             open: stall.state == .open, cause: diagnosis.cause, evidence: diagnosis.evidence,
             syscall: diagnosis.syscall, culprit: diagnosis.culprit.map(FrameText.printable), samples: stacks,
             noStackReason: reason.map(PlainText.printable))
-        result.request = diagnosis.request.map {
-            ReportStall.Request(method: PlainText.printable($0.method), path: PlainText.printable($0.path))
-        }
+        result.request = diagnosis.request.map(printable)
         result.task = diagnosis.task.map(PlainText.printable)
         result.phase = diagnosis.phase.map(PlainText.printable)
         result.blockedBy = diagnosis.blockedBy.map { blocker in
@@ -161,6 +160,10 @@ public enum ReportBuilder {
                 stack: blocker.frames.map { frames.index(of: $0) })
         }
         return result
+    }
+
+    private static func printable(_ request: ReportStall.Request) -> ReportStall.Request {
+        ReportStall.Request(method: PlainText.printable(request.method), path: PlainText.printable(request.path))
     }
 
     private static func build(_ pool: PoolSnapshot, prefix: String) -> ReportPool {

@@ -104,6 +104,18 @@ struct CPython {
         memory.int32(interpreter &+ layout.collecting).map { $0 == 1 } ?? false
     }
 
+    /// Differs when other frames are on the loop's thread: coroutines have their frames in themselves.
+    func place(ofLoop index: Int) -> UInt64 {
+        lag_python_copy(threadState(ofLoop: index), blocker)
+        var mixed = UInt64(blocker.pointee.count)
+        var i: UInt32 = 0
+        while i < blocker.pointee.count {
+            mixed = (mixed &<< 7 | mixed &>> 57) ^ lag_python_frame_address(blocker, i)
+            i &+= 1
+        }
+        return mixed
+    }
+
     // MARK: - one sample
 
     mutating func describe(

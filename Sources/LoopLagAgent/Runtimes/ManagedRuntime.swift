@@ -54,6 +54,9 @@ struct ManagedRuntime {
         v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
     }
 
+    /// A number that differs when the interpreter's frames on that thread are others; 0 = no interpreter.
+    func place(loop index: Int) -> UInt64 { python?.place(ofLoop: index) ?? 0 }
+
     /// What the interpreter knows better than the kernel of where a thread's time goes: a LAG_LOOK_* kind, or nil.
     func kind(
         _ look: ThreadLook, loop index: Int, generation: UInt32, _ loop: UnsafeMutablePointer<lag_loop_slot>

@@ -5,6 +5,13 @@
 
 import CLoopLag
 
+/// The registers that a native call began with: what lies above them on the stack does not change until it returns.
+struct NativeCall: Equatable {
+    var stackPointer: UInt64
+    var programCounter: UInt64
+    var framePointer: UInt64
+}
+
 struct ManagedRuntime {
     private let header: UnsafeMutablePointer<lag_header>
     private var v8: V8Runtime?
@@ -29,6 +36,14 @@ struct ManagedRuntime {
 
     /// Every tick: looks at the pools. Returns when it wants the next one, UInt64.max = whenever.
     mutating func tick(now: UInt64) -> UInt64 { libuv?.tick(now: now) ?? UInt64.max }
+
+    /// Where a running thread is inside a native call that its interpreter made; nil = not known, or in no such call.
+    mutating func nativeCall(_ slot: UInt32, _ generation: UInt32, of loop: UnsafeMutablePointer<lag_loop_slot>)
+        -> NativeCall?
+    {
+        guard v8 != nil else { return nil }
+        return v8?.nativeCall(slot, generation, of: loop)
+    }
 
     /// Right after the native copy: what has to be known at once, and a better copy where the interpreter makes one.
     mutating func refine(

@@ -260,4 +260,11 @@ const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t
     return &capture;
 }
 
+const struct lag_capture *lag_capture_passive_frame(uint64_t sp, uint64_t pc, uint64_t frame, uint64_t stack_high,
+                                                    uint32_t max_bytes) {
+    (void)lag_capture_passive(sp, pc, stack_high, max_bytes);
+    capture.regs[LAG_REG_RBP] = frame;
+    return &capture;
+}
+
 uint64_t lag_capture_signals_sent(void) { return signals_sent; }

@@ -48,7 +48,8 @@ struct entry {
     uint32_t index, generation;
     struct lag_loop_slot *slot;
     uint64_t uv_loop;
-    uint64_t gc_since_ns, gc_ended_ns;
+    uint64_t gc_since_ns;
+    uint32_t gc_count;
     bool follows_gc, has_cleanup;
     /* Collections by iteration, newest at gc_head - 1. Written by the loop thread alone. */
     uint32_t gc_head;
@@ -137,7 +138,7 @@ static void collection_ends(void *isolate, int type, int flags, void *data) {
     uint64_t since = entry->gc_since_ns;
     if (entry->isolate != (uint64_t)isolate || since == 0) return;
     uint64_t now = lag_now();
-    __atomic_store_n(&entry->gc_ended_ns, now, __ATOMIC_RELEASE);
+    __atomic_store_n(&entry->gc_count, entry->gc_count + 1, __ATOMIC_RELEASE);
     __atomic_store_n(&entry->gc_since_ns, 0, __ATOMIC_RELEASE);
     /* The slot lies in the segment, which a forked child does not have and a retired loop does not own. */
     if (!lag_life_is_ours() || entry->index >= LAG_MAX_LOOPS ||
@@ -202,7 +203,7 @@ void lag_v8_loop_begins(uint32_t index, uint32_t generation, struct lag_loop_slo
         if (entry == NULL) return;
         entry->unserved = 0;
         entry->uv_loop = 0;
-        entry->gc_since_ns = entry->gc_ended_ns = 0;
+        entry->gc_since_ns = 0;
         entry->has_cleanup = false;
     }
     entry->index = index;
@@ -235,7 +236,7 @@ bool lag_v8_loop_read(uint32_t index, uint32_t generation, struct lag_v8_loop *v
     view->isolate = __atomic_load_n(&entry->isolate, __ATOMIC_ACQUIRE);
     view->uv_loop = entry->uv_loop;
     view->gc_since_ns = __atomic_load_n(&entry->gc_since_ns, __ATOMIC_ACQUIRE);
-    view->gc_ended_ns = __atomic_load_n(&entry->gc_ended_ns, __ATOMIC_ACQUIRE);
+    view->gc_count = __atomic_load_n(&entry->gc_count, __ATOMIC_ACQUIRE);
     view->follows_gc = entry->follows_gc;
     view->can_interrupt = entry->has_cleanup && v8.request_interrupt != NULL && v8.stack_trace != NULL &&
                           v8.frame_count != NULL && v8.frame_at != NULL && v8.frame_location != NULL &&

@@ -93,6 +93,10 @@ struct Capture {
                     ThreadLook.waitChannel(view.tid, scratch, into: $0)
                 }
             }
+        case .running where passiveRunning(slot, pointer, view, &native):
+            sample.method = UInt8(LAG_SAMPLE_PASSIVE)
+            sample.regs_valid =
+                1 &<< UInt32(LAG_REG_RBP) | 1 &<< UInt32(LAG_REG_RSP) | 1 &<< UInt32(LAG_REG_RIP)
         case .running:
             let number = lag_capture_install(firstSignal)
             header.pointee.signal_number = number
@@ -121,8 +125,6 @@ struct Capture {
         let capture = runtime.refine(
             native, slot: index, generation: view.generation, of: pointer, look: look, sample: &sample)
         guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return drop(LAG_DROP_MOVED) }
-        // Behind the capture: a first scan takes a millisecond, in which the thread would have moved on.
-        _ = modules.refresh(now: now)
         sample.time_ns = capture.pointee.time_ns
         sample.offset_ns = sample.time_ns &- view.busy_since_ns
         sample.pause_ns = capture.pointee.pause_ns
@@ -134,6 +136,8 @@ struct Capture {
         runtime.describe(
             capture, of: pointer, slot: index, generation: view.generation, look: look, into: &section,
             sample: &sample)
+        // Behind all reading: a first scan takes a millisecond, in which the thread would have moved on.
+        _ = modules.refresh(now: now)
         let managed = section.assemble()
         // The native stack alone is better than nothing.
         let managedBytes = ring.hasRoom(stackBytes: bytes, managedBytes: managed.count) ? managed.count : 0
@@ -145,6 +149,19 @@ struct Capture {
         header.pointee.pause_total_ns &+= sample.pause_ns
         if sample.pause_ns > header.pointee.pause_max_ns { header.pointee.pause_max_ns = sample.pause_ns }
         return UInt32(LAG_DROP_NONE)
+    }
+
+    /// A running thread whose interpreter knows where it left for native code needs no signal: everything from there on
+    /// stands still until that call returns.
+    private mutating func passiveRunning(
+        _ slot: Int, _ pointer: UnsafeMutablePointer<lag_loop_slot>, _ view: lag_loop_view,
+        _ capture: inout UnsafePointer<lag_capture>?
+    ) -> Bool {
+        let index = UInt32(truncatingIfNeeded: slot)
+        guard let place = runtime.nativeCall(index, view.generation, of: pointer) else { return false }
+        capture = lag_capture_passive_frame(
+            place.stackPointer, place.programCounter, place.framePointer, pointer.pointee.stack_high, stackBytes)
+        return runtime.nativeCall(index, view.generation, of: pointer) == place
     }
 
     /// Says in the ring why a stall has no stack: a record without one.

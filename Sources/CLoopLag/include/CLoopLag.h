@@ -233,6 +233,9 @@ LAG_ANY_THREAD void lag_capture_wants_python(uint64_t thread_state);
 /* Copies [sp, sp + max_bytes) of this process without faulting, into the same slot. */
 LAG_ANY_THREAD const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t stack_high,
                                                              uint32_t max_bytes);
+/* The same with a frame pointer that is known. */
+LAG_ANY_THREAD const struct lag_capture *lag_capture_passive_frame(uint64_t sp, uint64_t pc, uint64_t frame,
+                                                                   uint64_t stack_high, uint32_t max_bytes);
 LAG_ANY_THREAD uint64_t lag_capture_signals_sent(void);
 
 /* Reads this process's memory; returns the bytes read before the first unmapped page, 0 when none. */

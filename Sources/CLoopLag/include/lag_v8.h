@@ -55,7 +55,7 @@ struct lag_v8_loop {
     uint64_t isolate;
     uint64_t uv_loop;      /* 0 = unknown */
     uint64_t gc_since_ns;  /* of a collection in progress, 0 = none */
-    uint64_t gc_ended_ns;  /* when the last one ended, 0 = none yet */
+    uint32_t gc_count;     /* collections that have ended */
     bool follows_gc;
     bool can_interrupt;
 };

@@ -6,6 +6,13 @@
 
 import CLoopLag
 
+/// The registers that a native call began with: what lies above them on the stack does not change until it returns.
+struct NativeCall: Equatable {
+    var stackPointer: UInt64
+    var programCounter: UInt64
+    var framePointer: UInt64
+}
+
 struct ManagedRuntime {
     private var python: CPython?
     private var v8: V8Runtime?
@@ -32,6 +39,14 @@ struct ManagedRuntime {
     /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
     func prepare(slot: Int) {
         lag_capture_wants_python(python?.threadState(ofLoop: slot) ?? 0)
+    }
+
+    /// Where a running thread is inside a native call that its interpreter made; nil = not known, or in no such call.
+    mutating func nativeCall(_ slot: UInt32, _ generation: UInt32, of loop: UnsafeMutablePointer<lag_loop_slot>)
+        -> NativeCall?
+    {
+        guard v8 != nil else { return nil }
+        return v8?.nativeCall(slot, generation, of: loop)
     }
 
     /// Right after the native copy: what has to be known at once, and a better copy where the interpreter makes one.

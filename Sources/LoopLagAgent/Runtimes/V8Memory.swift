@@ -13,12 +13,23 @@ struct V8Memory {
     /// The end of the thread's stack, 0 = unknown.
     let stackHigh: UInt64
     private let builtins: V8Range
+    /// Pieces of memory that were read for this sample: what belongs together lies together.
+    private let tags: UnsafeMutablePointer<UInt64>
+    private let lines: UnsafeMutablePointer<UInt8>
+    private static let lineBytes: UInt64 = 128
+    private static let lineCount: UInt64 = 64
+    static let cacheBytes = Int(lineCount) &* (Int(lineBytes) &+ 8)
 
     init(
-        _ layout: lag_v8_layout, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64, builtins: V8Range
+        _ layout: lag_v8_layout, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64, builtins: V8Range,
+        cache: UnsafeMutableRawPointer
     ) {
         self.layout = layout
         self.builtins = builtins
+        tags = cache.bindMemory(to: UInt64.self, capacity: Int(Self.lineCount))
+        lines = (cache + Int(Self.lineCount) &* 8).bindMemory(
+            to: UInt8.self, capacity: Int(Self.lineCount &* Self.lineBytes))
+        lag_zero(tags, Int(Self.lineCount) &* 8)
         stack = lag_capture_stack(capture)
         stackBase = capture.pointee.stack_base
         stackBytes = UInt64(capture.pointee.stack_bytes)
@@ -32,8 +43,20 @@ struct V8Memory {
         if address >= stackBase, offset < stackBytes, stackBytes &- offset >= 8 {
             return (stack + Int(truncatingIfNeeded: offset)).loadUnaligned(as: UInt64.self)
         }
-        var value: UInt64 = 0
-        return lag_safe_read(address, &value, 8) == 8 ? value : nil
+        let inLine = address & (Self.lineBytes &- 1)
+        guard inLine <= Self.lineBytes &- 8 else {
+            var value: UInt64 = 0
+            return lag_safe_read(address, &value, 8) == 8 ? value : nil
+        }
+        let start = address &- inLine
+        let index = (start / Self.lineBytes ^ start / (Self.lineBytes &* 97)) % Self.lineCount
+        let line = lines + Int(truncatingIfNeeded: index &* Self.lineBytes)
+        if tags[Int(truncatingIfNeeded: index)] != start {
+            tags[Int(truncatingIfNeeded: index)] = 0
+            guard lag_safe_read(start, line, Int(Self.lineBytes)) == Int(Self.lineBytes) else { return nil }
+            tags[Int(truncatingIfNeeded: index)] = start
+        }
+        return UnsafeRawPointer(line + Int(truncatingIfNeeded: inLine)).loadUnaligned(as: UInt64.self)
     }
 
     func word(_ address: UInt64, _ offset: Int32) -> UInt64? {
@@ -56,10 +79,8 @@ struct V8Memory {
             map = moved
         }
         guard Self.isObject(map) else { return nil }
-        var type: UInt16 = 0
-        let address = map &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.map_instance_type))
-        guard lag_safe_read(address, &type, 2) == 2 else { return nil }
-        return (place, Int32(type))
+        guard let word = word(map &- 1, layout.map_instance_type & ~7) else { return nil }
+        return (place, Int32((word &>> UInt64(truncatingIfNeeded: (layout.map_instance_type & 6) &* 8)) & 0xffff))
     }
 
     func isType(_ tagged: UInt64, _ type: Int32) -> Bool {

@@ -43,13 +43,53 @@ extension V8Memory {
         return (UInt64(bitPattern: result) &>> 1) & 0x3fff_ffff
     }
 
-    func place(_ position: UInt64, inScript script: UInt64) -> (line: UInt32, column: UInt32)? {
+    func place(_ position: UInt64, inScript script: UInt64, _ known: inout V8LineCache)
+        -> (line: UInt32, column: UInt32)?
+    {
         // `position` counts from 1: 0 is "nowhere".
         guard position > 0, let source = field(script, layout.script_source) else { return nil }
+        if let place = known.find(script, source, position) { return place }
         var line: UInt32 = 0
         var column: UInt32 = 0
         guard lag_v8_line(source, position &- 1, &line, &column) else { return nil }
+        known.add(script, source, position, line, column)
         return (line, column)
+    }
+}
+
+/// Places that were looked up before: most of a stack is the same from sample to sample, and to count the lines of a large
+/// file takes long. Scripts and their sources are old objects, which hardly ever move; both and the position must agree.
+struct V8LineCache {
+    private struct Entry {
+        var script: UInt64
+        var source: UInt64
+        var position: UInt64
+        var line: UInt32
+        var column: UInt32
+    }
+
+    private static let count = 128
+    static let bytes = count &* MemoryLayout<Entry>.stride
+
+    private let entries: UnsafeMutablePointer<Entry>
+    private var next = 0
+
+    init(_ memory: UnsafeMutableRawPointer) { entries = memory.bindMemory(to: Entry.self, capacity: Self.count) }
+
+    func find(_ script: UInt64, _ source: UInt64, _ position: UInt64) -> (line: UInt32, column: UInt32)? {
+        var i = 0
+        while i < Self.count {
+            if entries[i].position == position, entries[i].script == script, entries[i].source == source {
+                return (entries[i].line, entries[i].column)
+            }
+            i &+= 1
+        }
+        return nil
+    }
+
+    mutating func add(_ script: UInt64, _ source: UInt64, _ position: UInt64, _ line: UInt32, _ column: UInt32) {
+        entries[next] = Entry(script: script, source: source, position: position, line: line, column: column)
+        next = next &+ 1 < Self.count ? next &+ 1 : 0
     }
 }
 

@@ -16,6 +16,7 @@ struct V8Runtime {
     private static let lateAfter: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
     private static let bufferBytes = 4096
+    private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
     private static let framesBytes = V8Walk.limit &* MemoryLayout<V8Frame>.stride
 
     private enum Way {
@@ -31,14 +32,16 @@ struct V8Runtime {
     private let buffer: UnsafeMutablePointer<UInt8>
     private let name: UnsafeMutablePointer<UInt8>
     private let memory: UnsafeMutableRawPointer
-    private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024
+    private let cache: UnsafeMutableRawPointer
+    private var lines: V8LineCache
+    private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024 &+ cacheBytes
     /// Where c_entry_fp lies in an isolate; 0 = not found yet.
     private var entryOffset: UInt32 = 0
     private var builtins = V8Range()
     private var builtinsOf: UInt64 = 0
     private var way = Way.none
     private var isInCollection = false
-    private var collectedBefore: UInt64 = 0
+    private var collections: UInt32 = 0
 
     init?(_ header: UnsafeMutablePointer<lag_header>) {
         guard lag_v8_is_present(), let memory = lag_memory_zeroed(Self.memoryBytes) else { return nil }
@@ -49,6 +52,8 @@ struct V8Runtime {
             to: UInt8.self, capacity: Self.bufferBytes)
         name = (memory + (Self.isolateBytes &+ Self.framesBytes &+ Self.bufferBytes)).bindMemory(
             to: UInt8.self, capacity: 1024)
+        cache = memory + (Self.memoryBytes &- Self.cacheBytes)
+        lines = V8LineCache(cache + V8Memory.cacheBytes)
         layout = lag_v8_layout()?.pointee
         if layout == nil { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_JAVASCRIPT) }
     }
@@ -67,9 +72,10 @@ struct V8Runtime {
         var view = lag_v8_loop()
         guard let layout, lag_v8_loop_read(slot, generation, &view) else { return capture }
         isInCollection = view.gc_since_ns != 0
+        collections = view.gc_count
         if isInCollection { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
         findBuiltins(of: view.isolate)
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins, cache: cache)
         if let entry = exitFrame(view.isolate, memory) {
             way = .exit(entry)
             return capture
@@ -91,6 +97,47 @@ struct V8Runtime {
         sample.regs_valid =
             1 &<< UInt32(LAG_REG_RBP) | 1 &<< UInt32(LAG_REG_RSP) | 1 &<< UInt32(LAG_REG_RIP)
         return below
+    }
+
+    /// The native call that a running thread is in, by what the isolate remembers of it: frame, and the function that was
+    /// called. The frame keeps the stack pointer that the call was made with.
+    mutating func nativeCall(_ slot: UInt32, _ generation: UInt32, of loop: UnsafeMutablePointer<lag_loop_slot>)
+        -> NativeCall?
+    {
+        var view = lag_v8_loop()
+        guard let layout, entryOffset != 0, loop.pointee.stack_high != 0, lag_v8_loop_read(slot, generation, &view)
+        else { return nil }
+        let words = UnsafeMutableRawPointer(buffer)
+        guard lag_safe_read(view.isolate &+ UInt64(entryOffset), words, 32) == 32 else { return nil }
+        let fp = words.load(as: UInt64.self)
+        let high = loop.pointee.stack_high
+        guard fp != 0, fp & 7 == 0, fp < high, high &- fp < 64 << 20, high &- fp > 32 else { return nil }
+        // Stack pointer, kind, and then the caller's frame and return address.
+        let frame = words + 32
+        guard lag_safe_read(fp &- 16, frame, 32) == 32 else { return nil }
+        let marker = frame.load(fromByteOffset: 8, as: UInt64.self)
+        guard marker & 1 == 0, marker < 256, marker > 0 else { return nil }
+        let sp = frame.load(as: UInt64.self)
+        // The function lies one or two words behind; its return address leads into V8's way out of JavaScript.
+        var back: UInt64 = 0
+        findBuiltins(of: view.isolate)
+        if sp > fp &- 4096, sp < fp, sp & 7 == 0, lag_safe_read(sp &- 8, &back, 8) == 8, isBuiltin(back, layout) {
+            var i = 1
+            while i < 4 {
+                let function = words.load(fromByteOffset: i &* 8, as: UInt64.self)
+                if function >= layout.text_low, function < layout.text_high {
+                    return NativeCall(stackPointer: sp &- 8, programCounter: function, framePointer: fp)
+                }
+                i &+= 1
+            }
+        }
+        return NativeCall(
+            stackPointer: fp &- 16, programCounter: frame.load(fromByteOffset: 24, as: UInt64.self),
+            framePointer: frame.load(fromByteOffset: 16, as: UInt64.self))
+    }
+
+    private func isBuiltin(_ pc: UInt64, _ layout: lag_v8_layout) -> Bool {
+        (pc >= layout.text_low && pc < layout.text_high) || (pc >= builtins.low && pc < builtins.high)
     }
 
     /// Whether the thread left JavaScript for native code, and at which frame.
@@ -151,7 +198,7 @@ struct V8Runtime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         guard let layout else { return }
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins)
+        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins, cache: cache)
         var walk = V8Walk(memory, frames)
         switch way {
         case .none: return
@@ -174,17 +221,14 @@ struct V8Runtime {
             i &+= 1
         }
         findRequest(walk.count, memory, &section)
-        // A collection since the copy may have moved what the copy points at.
+        // One collection since the copy leaves at each object's old place the address of its new one; a second one gives
+        // that place to others.
         var view = lag_v8_loop()
-        if !lag_v8_loop_read(slot, generation, &view)
-            || (view.gc_ended_ns > capture.pointee.time_ns && !isInCollection)
-        {
-            section.clear()
-        }
+        if !lag_v8_loop_read(slot, generation, &view) || view.gc_count &- collections > 1 { section.clear() }
     }
 
     /// One walked frame. False when the section is full.
-    private func add(_ frame: V8Frame, _ memory: V8Memory, _ section: inout ManagedSection) -> Bool {
+    private mutating func add(_ frame: V8Frame, _ memory: V8Memory, _ section: inout ManagedSection) -> Bool {
         var out = lag_managed_frame()
         out.kind = UInt16(LAG_MANAGED_JAVASCRIPT)
         out.stack_address = frame.fp
@@ -203,7 +247,7 @@ struct V8Runtime {
                 position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
                 out.flags |= UInt16(LAG_FRAME_APPROXIMATE)
             }
-            if let position, let place = memory.place(position, inScript: script) {
+            if let position, let place = memory.place(position, inScript: script, &lines) {
                 out.line = place.line
                 out.column = place.column
             }

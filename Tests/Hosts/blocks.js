@@ -1,0 +1,175 @@
+// An Express server that blocks its event loop in every way that node has, in a route and in a worker thread, and asks
+// itself for each, one after the other. A line that blocks carries `BLOCKS name`, so that a test can find it.
+//
+// With `--both` the routes of /sync and /late are asked for at once, many times, in a mixed order.
+'use strict';
+
+const { Worker, isMainThread, parentPort } = require('node:worker_threads');
+const child_process = require('node:child_process');
+const crypto = require('node:crypto');
+const fs = require('node:fs');
+const http = require('node:http');
+const os = require('node:os');
+const path = require('node:path');
+
+const length = 260;
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'looplag-blocks-'));
+const fifo = path.join(folder, 'pipe');
+
+// How much of something takes about `length` milliseconds here.
+function calibrated(start, body) {
+  let amount = start;
+  for (;;) {
+    const began = performance.now();
+    body(amount);
+    const took = performance.now() - began;
+    if (took > 20) return Math.ceil((amount * length) / took);
+    amount *= 2;
+  }
+}
+
+const hash = (count) => crypto.pbkdf2Sync('password', 'salt', count, 64, 'sha512');
+const iterations = calibrated(1000, hash);
+const textOf = (count) => JSON.stringify(Array.from({ length: count }, (_, i) => ({ id: i, name: `item ${i}` })));
+let text = textOf(20000);
+{
+  const began = performance.now();
+  JSON.parse(text);
+  text = textOf(Math.ceil((20000 * length) / Math.max(1, performance.now() - began)));
+}
+const pattern = /^(a+)+$/;
+let letters = 16;
+for (;;) {
+  const began = performance.now();
+  pattern.test('a'.repeat(letters) + 'b');
+  const took = performance.now() - began;
+  // Each letter more doubles it.
+  if (took > 20) {
+    letters += Math.max(0, Math.ceil(Math.log2(length / took)));
+    break;
+  }
+  letters += 1;
+}
+
+
+const cases = {
+  busyLoop(done) {
+    let x = 0;
+    const end = Date.now() + length;
+    while (Date.now() < end) for (let i = 0; i < 1e5; i++) x = (x + i) | 0; // BLOCKS busyLoop
+    done();
+  },
+  parseText(done) {
+    JSON.parse(text); // BLOCKS parseText
+    done();
+  },
+  hashPassword(done) {
+    crypto.pbkdf2Sync('password', 'salt', iterations, 64, 'sha512'); // BLOCKS hashPassword
+    done();
+  },
+  matchPattern(done) {
+    pattern.test('a'.repeat(letters) + 'b'); // BLOCKS matchPattern
+    done();
+  },
+  readPipe(done) {
+    child_process.execFileSync('mkfifo', [fifo]);
+    child_process.spawn('sh', ['-c', `sleep ${length / 1000}; echo x > ${fifo}`], { stdio: 'ignore' });
+    fs.readFileSync(fifo); // BLOCKS readPipe
+    fs.unlinkSync(fifo);
+    done();
+  },
+  runCommand(done) {
+    child_process.execSync(`sleep ${length / 1000}`); // BLOCKS runCommand
+    done();
+  },
+  waitAtomics(done) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, length); // BLOCKS waitAtomics
+    done();
+  },
+  collectGarbage(done) {
+    const end = performance.now() + length;
+    while (performance.now() < end) {
+      globalThis.gc(); // BLOCKS collectGarbage
+    }
+    done();
+  },
+  tickAgain(done) {
+    const end = performance.now() + length;
+    (function tick() {
+      if (performance.now() < end) process.nextTick(tick); // BLOCKS tick
+      else done();
+    })();
+  },
+};
+
+function serveWorker() {
+  parentPort.on('message', (name) => cases[name](() => parentPort.postMessage(name)));
+}
+
+function ask(port, path) {
+  return new Promise((resolve, reject) => {
+    http.get({ host: '127.0.0.1', port, path, agent: false }, (response) => {
+      response.resume();
+      response.on('end', resolve);
+    }).on('error', reject);
+  });
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+// Functions with a number in their names, so that a stack says which request it belongs to.
+function numbered(prefix, number) {
+  const name = `${prefix}${number}`;
+  return { [name]() {
+    const end = Date.now() + 60;
+    while (Date.now() < end);
+  } }[name];
+}
+
+async function serve() {
+  const express = require('express');
+  const app = express();
+  app.get('/block/:name', function route(request, response) {
+    cases[request.params.name](() => response.end('done\n'));
+  });
+  app.get('/sync/:number', function syncRoute(request, response) {
+    numbered('sync', request.params.number)();
+    response.end('done\n');
+  });
+  app.get('/late/:number', async function lateRoute(request, response) {
+    await pause(Number(request.params.number) % 7);
+    numbered('late', request.params.number)();
+    response.end('done\n');
+  });
+  const server = http.createServer(app).listen(0, '127.0.0.1');
+  await new Promise((resolve) => server.on('listening', resolve));
+  const { port } = server.address();
+  if (process.argv.includes('--both')) {
+    const all = [];
+    for (let i = 0; i < 24; i++) all.push(ask(port, `/${i % 2 === 0 ? 'sync' : 'late'}/${i}?token=secret`));
+    await Promise.all(all);
+  } else {
+    const worker = new Worker(__filename, { name: 'cruncher' });
+    await new Promise((resolve) => worker.on('online', resolve));
+    for (const name of Object.keys(cases)) {
+      await pause(60);
+      await ask(port, `/block/${name}?token=secret`);
+      await pause(60);
+      const answered = new Promise((resolve) => worker.once('message', resolve));
+      worker.postMessage(name);
+      await answered;
+    }
+    await worker.terminate();
+    const jobs = [];
+    for (let i = 0; i < 16; i++) {
+      jobs.push(new Promise((resolve) => crypto.pbkdf2('password', 'salt', iterations, 64, 'sha512', resolve)));
+    }
+    await Promise.all(jobs);
+  }
+  await pause(150);
+  fs.rmSync(folder, { recursive: true });
+  process.exit(0);
+}
+
+if (isMainThread) serve();
+else serveWorker();

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -73,4 +74,54 @@ int lag_trace_epoll_wait(int descriptor, int milliseconds)
 {
     struct epoll_event event;
     return epoll_wait(descriptor, &event, 1, milliseconds);
+}
+
+struct filter_request {
+    pid_t pid;
+    uint32_t index;
+    uint64_t *code;
+    uint32_t capacity;
+    long answer;
+};
+
+/* A thread of its own, whose end takes the tracing back. */
+static void *read_filter(void *argument)
+{
+    struct filter_request *request = argument;
+    enum { SECCOMP_GET_FILTER = 0x420c };
+    request->answer = -EPERM;
+    if (ptrace(PTRACE_SEIZE, request->pid, NULL, NULL) != 0 || ptrace(PTRACE_INTERRUPT, request->pid, NULL, NULL) != 0)
+        return NULL;
+    int status = 0;
+    for (int turn = 0; turn < 2000; turn++) {
+        pid_t found = lag_trace_wait(request->pid, &status);
+        if (found < 0 && errno != EINTR)
+            return NULL;
+        if (found == request->pid) {
+            long count = syscall(SYS_ptrace, SECCOMP_GET_FILTER, request->pid, (long)request->index, NULL);
+            if (count >= 0 && count <= (long)request->capacity)
+                count = syscall(SYS_ptrace, SECCOMP_GET_FILTER, request->pid, (long)request->index, request->code);
+            request->answer = count < 0 ? -errno : count;
+            uint64_t registers[LAG_TRACE_REGISTERS];
+            int64_t call = -1;
+            /* As ThreadTrace does: an epoll wait that the stop cut short starts again. */
+            if (status >> 16 == LAG_TRACE_EVENT_STOP && lag_trace_registers(request->pid, registers, &call) == 0 &&
+                (call == SYS_epoll_wait || call == SYS_epoll_pwait || call == 441) && (int64_t)registers[0] == -EINTR)
+                (void)lag_trace_set_result(request->pid, -LAG_TRACE_ERESTARTNOHAND);
+            (void)lag_trace_detach(request->pid, status >> 16 == LAG_TRACE_EVENT_STOP ? 0 : WSTOPSIG(status));
+            return NULL;
+        }
+        usleep(turn < 100 ? 20 : 500);
+    }
+    return NULL;
+}
+
+long lag_inject_read_filter(pid_t pid, uint32_t index, uint64_t *code, uint32_t capacity)
+{
+    struct filter_request request = {pid, index, code, capacity, -EPERM};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, read_filter, &request) != 0)
+        return -EAGAIN;
+    pthread_join(thread, NULL);
+    return request.answer;
 }

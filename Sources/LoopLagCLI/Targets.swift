@@ -23,24 +23,6 @@ enum Targets {
         pids.isEmpty ? .everything : noChildren ? .these(pids) : .trees(pids)
     }
 
-    /// Starts following the named processes. One without an agent counts as long as a child of it has one, unless
-    /// children are left out: the master of a server's workers often waits for nothing itself.
-    static func follow(_ pids: [Int32], in follower: Follower, noChildren: Bool) throws(Failure) -> [Target] {
-        var targets: [Target] = []
-        for pid in pids {
-            do throws(TelemetryError) {
-                let process = try follower.add(try SegmentDiscovery.live(pid: pid))
-                targets.append(Target(identity: process.identity, name: process.name))
-            } catch {
-                guard case .noAgent = error, !noChildren, let master = try? ProcessFacts.read(pid: pid),
-                    SegmentDiscovery.children(of: pid).contains(where: { (try? SegmentDiscovery.live(pid: $0)) != nil })
-                else { throw failure(error, pid: pid) }
-                targets.append(Target(identity: master.identity, name: master.displayName))
-            }
-        }
-        return targets
-    }
-
     static func failure(_ error: TelemetryError, pid: Int32) -> Failure {
         switch error {
         case .noAgent:
@@ -51,7 +33,7 @@ enum Targets {
                         + " try again once it serves")
             }
             return Failure(
-                "no agent in \(pid)\(name): it was not started with looplag; start it with 'looplag run -- ...'")
+                "no agent in \(pid)\(name): load one with 'looplag attach \(pid)', or start the server with 'looplag run -- ...'")
         case .noSuchProcess, .gone: return Failure(error.message, status: Failure.gone)
         case .notPermitted: return Failure(error.message, status: Failure.notPermitted)
         case .untrusted, .corrupt, .otherVersion, .io: return Failure(error.message)

@@ -26,6 +26,8 @@ public struct StallEvent: Sendable {
     /// The newest sample's stack, leaf first.
     public var stack: [Frame]?
     public var request: ReportStall.Request?
+    /// Seen from outside, before the process was measured: its beginning is when we first looked.
+    public var isProvisional = false
 
     public init(
         kind: Kind, wallNanoseconds: UInt64, pid: Int32, server: String, loopID: LoopID, loop: LoopClass,
@@ -79,6 +81,7 @@ public enum StallLine {
             columns.append(FrameText.short(culprit))
         }
         if let request = event.request { columns.append(PlainText.printable("\(request.method) \(request.path)")) }
+        if event.isProvisional { columns.append("(provisional)") }
         var line = columns.joined(separator: "  ")
         while line.last == " " { line.removeLast() }
         return line
@@ -93,7 +96,8 @@ public enum StallLine {
             stallID: ReportIDs.stall(pid: event.pid, event.stall.id),
             elapsedNS: isClosed ? nil : event.stall.duration.nanosecondCount,
             durationNS: isClosed && event.stall.state != .dropped ? event.stall.duration.nanosecondCount : nil,
-            dropped: event.stall.state == .dropped ? true : nil, server: PlainText.printable(event.server),
+            dropped: event.stall.state == .dropped ? true : nil, provisional: event.isProvisional ? true : nil,
+            server: PlainText.printable(event.server),
             loop: PlainText.printable(event.loop.name), kind: PlainText.printable(event.loop.kind),
             cause: event.diagnosis?.cause, evidence: event.diagnosis?.evidence, syscall: event.diagnosis?.syscall,
             culprit: event.diagnosis?.culprit.map(FrameText.printable), request: event.request,
@@ -134,6 +138,7 @@ public enum StallLine {
         var durationNS: Int64?
         /// The loop went away before the iteration ended, so there is no duration.
         var dropped: Bool?
+        var provisional: Bool?
         var server: String
         var loop: String
         var kind: String
@@ -149,7 +154,8 @@ public enum StallLine {
 
         enum CodingKeys: String, CodingKey {
             case event, time, pid, loopID = "loop_id", stallID = "stall_id", elapsedNS = "elapsed_ns"
-            case durationNS = "duration_ns", dropped, server, loop, kind, cause, evidence, syscall, culprit, request,
+            case durationNS = "duration_ns", dropped, provisional, server, loop, kind, cause, evidence, syscall,
+                culprit, request,
                 task, phase, blockedBy = "blocked_by",
                 stack
         }

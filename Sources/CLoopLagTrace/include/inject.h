@@ -71,4 +71,8 @@ void lag_inject(const struct lag_inject_plan *plan, struct lag_inject_result *re
 /* How long a sleeping thread has been off the processor, by the scheduler's clock; -1 = not known. */
 int64_t lag_inject_slept_ns(pid_t pid, pid_t tid);
 
+/* The instructions of a process's `index`-th seccomp filter, newest first; their number, or a negative errno: -ENOENT
+ * behind the last. Stops its main thread for an instant, as PTRACE_SECCOMP_GET_FILTER asks. */
+long lag_inject_read_filter(pid_t pid, uint32_t index, uint64_t *code, uint32_t capacity);
+
 #endif

@@ -99,7 +99,15 @@ public final class Injector {
         guard ProcessFacts.isRunning(facts.identity) else { throw .gone }
         attempts += 1
         let candidates = SafeThread.candidates(pid: pid)
-        guard !candidates.isEmpty else { return .notNow(SafeThread.whyNone(pid: pid)) }
+        if candidates.isEmpty {
+            // One that is always at work is met at the entrance of its next wait, now and then; one that is blocked is
+            // not touched.
+            if attempts % 4 == 0, let thread = SafeThread.running(pid: pid) {
+                var reason = ""
+                if let success = try judge(inject(thread), thread, &reason) { return .done(success) }
+            }
+            return .notNow(SafeThread.whyNone(pid: pid))
+        }
         var reason = "its threads were busy whenever one was asked"
         for thread in candidates.prefix(4) {
             let result = inject(thread)

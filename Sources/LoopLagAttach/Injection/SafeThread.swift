@@ -26,6 +26,17 @@ struct SafeThread: Hashable {
         return found.sorted { ($0.rank, $0.thread.tid) < ($1.rank, $1.thread.tid) }.map(\.thread)
     }
 
+    /// A thread on a processor, the main thread first.
+    static func running(pid: Int32) -> SafeThread? {
+        for tid in [pid] + ProcFile.numbers(in: "/proc/\(pid)/task").sorted() {
+            guard ThreadFacts.syscall(pid: pid, tid: tid) == .running,
+                let thread = ThreadFacts.read(pid: pid, tid: tid), thread.name != "looplag", thread.state == "R"
+            else { continue }
+            return SafeThread(tid: tid, name: thread.name, call: -1)
+        }
+        return nil
+    }
+
     /// A wait without a time-out is begun anew as it was; one with a time-out has to be given its rest.
     private static func rank(_ number: Int, _ arguments: [UInt64]) -> Int {
         switch number {

@@ -46,6 +46,8 @@ final class Follower {
 
     /// What counts as a stall for us; `change(threshold:)` sets another.
     private(set) var threshold: Duration
+    /// Loads agents into what our targets start, and into targets that could not take one at first.
+    private var attaching: Attaching?
     /// In the order they were found, also the ended ones.
     private(set) var processes: [FollowedProcess] = []
     /// Ended ones that are no longer among them.
@@ -107,9 +109,24 @@ final class Follower {
         nextLease = nil
     }
 
+    /// Follows what was attached, and lets the rest be attached between the looks.
+    func follow(_ attaching: Attaching) throws(Failure) {
+        self.attaching = attaching
+        for source in attaching.sources {
+            do throws(TelemetryError) {
+                try add(source)
+            } catch {
+                throw Targets.failure(error, pid: source.pid)
+            }
+        }
+    }
+
     /// Looks at everything once.
     func poll(now: MonotonicTime) -> [Event] {
         var events: [Event] = []
+        let measured = attaching?.sources.count
+        attaching?.poll(now: now)
+        if attaching?.sources.count != measured { takeAttached(into: &events) }
         if nextDiscovery.map({ now >= $0 }) ?? true {
             discover(now: now, into: &events)
             let isEager = now.since(started ?? now) < Self.patience
@@ -175,6 +192,16 @@ final class Follower {
     }
 
     // MARK: Finding
+
+    /// Those that were attached since: the census of a tree does not know that they have an agent now.
+    private func takeAttached(into events: inout [Event]) {
+        for source in attaching?.sources ?? []
+        where !processes.contains(where: {
+            $0.identity.pid == source.pid && $0.identity.startTicks == source.startTicks
+        }) {
+            take(source, into: &events)
+        }
+    }
 
     private func discover(now: MonotonicTime, into events: inout [Event]) {
         switch scope {

@@ -28,6 +28,13 @@ enum Examples {
             Example("looplag run --threshold 20ms -- redis-server", "what blocks for 20 ms or more"),
             Example("LOOPLAG_WAITS=epoll,poll looplag run -- ./server", "for a server that waits in poll or select"),
         ],
+        "attach": [
+            Example("looplag attach 4242", "measure a running server and the workers that it has started"),
+            Example("looplag attach 4242 --verbose", "and say for how long it was stopped"),
+        ],
+        "detach": [
+            Example("looplag detach 4242", "give it back as it was"),
+        ],
         "ps": [
             Example("looplag ps", "processes with an agent"),
             Example("looplag ps --clean", "remove the segments of your dead processes"),

@@ -33,11 +33,7 @@ struct RecordVerb: ParsableCommand {
 
     @OptionGroup var threshold: ThresholdOption
 
-    @Flag(name: .customLong("no-children"), help: "Leave out what the named processes fork or execute.")
-    var noChildren = false
-
-    @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
-    var noAttach = false
+    @OptionGroup var attach: AttachOptions
 
     @Option(
         name: .customLong("user-code"),
@@ -57,9 +53,15 @@ struct RecordVerb: ParsableCommand {
         threshold.noteLimits()
         let window = ReportWindow()
         let follower = Follower(
-            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
-        let targets = try Targets.follow(pids, in: follower, noChildren: noChildren)
-        follow(follower, targets: targets, start: window.start)
+            scope: Targets.scope(pids, noChildren: attach.noChildren), threshold: threshold.threshold,
+            includesHistory: false)
+        let attaching = try Attaching.prepare(
+            pids: pids, options: attach, threshold: threshold.threshold, userCode: userCode)
+        defer { attaching.finish() }
+        try follower.follow(attaching)
+        let targets = attaching.targets
+        follow(follower, targets: targets, attaching: attaching, start: window.start)
+        if let failure = attaching.takeFailures().first, follower.processes.isEmpty { throw failure }
         let gone = targets.filter { !$0.isRunning }
         let report = window.report(of: follower, userCode: userCode)
         try file.write(report: report)
@@ -73,7 +75,7 @@ struct RecordVerb: ParsableCommand {
         }
     }
 
-    private func follow(_ follower: Follower, targets: [Target], start: MonotonicTime) {
+    private func follow(_ follower: Follower, targets: [Target], attaching: Attaching, start: MonotonicTime) {
         var inbox = SignalInbox([SIGINT, SIGTERM, SIGHUP])
         var readiness = Readiness()
         var progress = Progress()
@@ -103,7 +105,12 @@ struct RecordVerb: ParsableCommand {
             }
             let elapsed = now.since(start)
             progress.show(elapsed: elapsed, of: duration, stalls: stalls)
-            if follower.live.isEmpty && (follower.lost != nil || !targets.contains(where: \.isRunning)) { break }
+            attaching.showProvisional()
+            if follower.live.isEmpty && !attaching.isPending
+                && (follower.lost != nil || !targets.contains(where: \.isRunning))
+            {
+                break
+            }
             if let duration, elapsed >= duration { break }
             let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? Self.interval
             if inbox.next(timeout: min(rest, Self.interval))?.isStopRequest == true { break }

@@ -38,11 +38,7 @@ struct StallsVerb: ParsableCommand {
     @Flag(help: "Also show loops that serve nothing (libdispatch's manager, node's inspector).")
     var helpers = false
 
-    @Flag(name: .customLong("no-children"), help: "Leave out what the named processes fork or execute.")
-    var noChildren = false
-
-    @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
-    var noAttach = false
+    @OptionGroup var attach: AttachOptions
 
     @Option(
         name: .customLong("user-code"),
@@ -71,7 +67,7 @@ struct StallsVerb: ParsableCommand {
 
     func validate() throws {
         try Targets.check(pids)
-        if noChildren && pids.isEmpty { throw ValidationError("--no-children needs a process id") }
+        if attach.noChildren && pids.isEmpty { throw ValidationError("--no-children needs a process id") }
         if duration != nil && !follow { throw ValidationError("--duration needs --follow") }
         if onStall != nil && !follow { throw ValidationError("--on-stall needs --follow") }
         if onStall?.isEmpty == true { throw ValidationError("--on-stall needs a command") }
@@ -95,7 +91,7 @@ struct StallsVerb: ParsableCommand {
         }
         let leftovers = pids.isEmpty ? [] : SegmentDiscovery.leftovers()
         for pid in pids {
-            let children = noChildren ? [] : SegmentDiscovery.children(of: pid)
+            let children = attach.noChildren ? [] : SegmentDiscovery.children(of: pid)
             let own = sources.count
             for child in children where !pids.contains(child) {
                 if let source = try? SegmentDiscovery.live(pid: child), !sources.contains(source) {
@@ -136,8 +132,13 @@ struct StallsVerb: ParsableCommand {
 
     private func following() throws {
         let follower = Follower(
-            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
-        let targets = try Targets.follow(pids, in: follower, noChildren: noChildren)
+            scope: Targets.scope(pids, noChildren: attach.noChildren), threshold: threshold.threshold,
+            includesHistory: false)
+        let attaching = try Attaching.prepare(
+            pids: pids, options: attach, threshold: threshold.threshold, userCode: userCode)
+        defer { attaching.finish() }
+        try follower.follow(attaching)
+        let targets = attaching.targets
         var inbox = SignalInbox([SIGINT, SIGTERM, SIGHUP])
         var readiness = Readiness()
         let start = Clock.monotonic()
@@ -151,6 +152,16 @@ struct StallsVerb: ParsableCommand {
             for event in follower.poll(now: now) {
                 guard try tell(event, &command) else { return }
             }
+            for event in attaching.takeProvisional() {
+                guard try show(event) else { return }
+            }
+            for failure in attaching.takeFailures() {
+                guard follower.processes.isEmpty, !attaching.isPending else {
+                    Console.error(failure.message)
+                    continue
+                }
+                throw failure
+            }
             if isFirst, pids.isEmpty, follower.live.isEmpty {
                 Console.error("no process with an agent yet; start one with 'looplag run -- ...'")
             }
@@ -162,7 +173,7 @@ struct StallsVerb: ParsableCommand {
             {
                 Console.error(line)
             }
-            if !targets.isEmpty { try checkTargets(targets, follower) }
+            if !targets.isEmpty, !attaching.isPending { try checkTargets(targets, follower) }
             if let duration, now.since(start) >= duration { return }
             if Console.out.isClosed { return }
             let rest = duration.map { max(.zero, $0 - Clock.monotonic().since(start)) } ?? follower.pollInterval

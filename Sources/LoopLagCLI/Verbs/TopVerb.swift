@@ -37,17 +37,13 @@ struct TopVerb: ParsableCommand {
     @Option(help: ArgumentHelp("End after this many lines per loop, or pictures.", valueName: "number"))
     var iterations: Int?
 
-    @Flag(name: .customLong("no-children"), help: "Leave out what the named processes fork or execute.")
-    var noChildren = false
-
     @Flag(help: "Also show loops that serve nothing (libdispatch's manager, node's inspector).")
     var helpers = false
 
     @Flag(help: "Ring the terminal's bell when a stall opens, once a second at most.")
     var bell = false
 
-    @Flag(name: .customLong("no-attach"), help: "Never load an agent: a process without one is an error.")
-    var noAttach = false
+    @OptionGroup var attach: AttachOptions
 
     @Option(
         name: .customLong("user-code"),
@@ -58,15 +54,20 @@ struct TopVerb: ParsableCommand {
         try Targets.check(pids)
         if let iterations, iterations < 1 { throw ValidationError("--iterations must be at least 1") }
         if let interval, interval < .milliseconds(50) { throw ValidationError("--interval must be at least 50ms") }
-        if noChildren && pids.isEmpty { throw ValidationError("--no-children needs a process id") }
+        if attach.noChildren && pids.isEmpty { throw ValidationError("--no-children needs a process id") }
     }
 
     func run() throws {
         threshold.noteLimits()
         let follower = Follower(
-            scope: Targets.scope(pids, noChildren: noChildren), threshold: threshold.threshold, includesHistory: false)
+            scope: Targets.scope(pids, noChildren: attach.noChildren), threshold: threshold.threshold,
+            includesHistory: false)
         var options = LiveOptions()
-        options.targets = try Targets.follow(Set(pids).sorted(), in: follower, noChildren: noChildren)
+        let attaching = try Attaching.prepare(
+            pids: Set(pids).sorted(), options: attach, threshold: threshold.threshold, userCode: userCode)
+        defer { attaching.finish() }
+        try follower.follow(attaching)
+        options.targets = attaching.targets
         options.json = json
         options.interval = interval
         options.iterations = iterations

@@ -1,7 +1,7 @@
 /* See the header: the part of an attach in which a thread of the target is stopped. */
+#include "frame.h"
 #include "inject.h"
 
-#include <cpuid.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,14 +19,12 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 extern const uint8_t lag_stub_begin[], lag_stub_end[];
 
 enum {
     PAGE_BYTES = 4096,
-    XSTATE_MOST = 16384,
     RIDE_CALLS = 4000,
     SYSCALL_TRAP = SIGTRAP | 0x80,
     EVENT_STOP = 128,
@@ -54,20 +52,6 @@ struct control {
     uint64_t state, handle, answer, began_ns, ended_ns;
     uint64_t reserved[3];
     char message[LAG_INJECT_MESSAGE];
-};
-
-/* arch/x86/include/uapi/asm/sigcontext.h: what the kernel wants to find in the unused bytes of an FXSAVE image. */
-struct software_bytes {
-    uint32_t magic1, extended_size;
-    uint64_t features;
-    uint32_t size;
-    uint32_t padding[7];
-};
-
-/* The frame of a real-time signal as the kernel lays it, without the siginfo that a return does not read. */
-struct signal_frame {
-    uint64_t restorer;
-    ucontext_t context;
 };
 
 struct session {
@@ -248,26 +232,6 @@ static bool come_to_wait(struct session *session, struct user_regs_struct *regis
 
 /* ---- the frame that puts everything back ------------------------------------------------------------------------ */
 
-/* The bytes of extended state that the kernel takes back from this thread: it has no room for AMX tiles unless the
- * thread uses them, and refuses an image that is larger than its own. */
-static uint32_t state_bytes(const uint8_t *state, uint32_t bytes, uint64_t *features) {
-    uint64_t all, used;
-    memcpy(&all, state + 464, 8);
-    memcpy(&used, state + 512, 8);
-    *features = all;
-    const uint64_t tiles = 3ull << 17;
-    if ((all & tiles) == 0 || (used & tiles) != 0) return bytes;
-    *features = all & ~tiles;
-    uint32_t most = 576;
-    for (unsigned i = 2; i < 63; i++) {
-        if ((*features >> i & 1) == 0) continue;
-        unsigned size = 0, offset = 0, c, d;
-        __cpuid_count(0xd, i, size, offset, c, d);
-        if (offset + size > most) most = offset + size;
-    }
-    return most < bytes ? most : bytes;
-}
-
 static bool lay_frame(struct session *session, const struct user_regs_struct *registers) {
     pid_t tid = session->plan->tid;
     /* The C library's thread control block begins with a pointer, and holds its own address at 16. */
@@ -275,62 +239,18 @@ static bool lay_frame(struct session *session, const struct user_regs_struct *re
     if (registers->fs_base == 0 || !read_target(session, registers->fs_base + 16, &self, 8) ||
         self != registers->fs_base)
         return fail(session, LAG_INJECT_UNSAFE, 0, "it is no thread of the C library");
-    uint8_t state[XSTATE_MOST] __attribute__((aligned(64)));
+    uint8_t state[LAG_FRAME_STATE_MOST] __attribute__((aligned(64)));
     struct iovec vector = {state, sizeof state};
     if (ptrace(PTRACE_GETREGSET, tid, (void *)NT_X86_XSTATE, &vector) != 0 || vector.iov_len < 576)
         return fail(session, LAG_INJECT_UNSAFE, errno, "its floating-point state cannot be read");
     uint64_t mask = 0;
     if (ptrace(PTRACE_GETSIGMASK, tid, (void *)sizeof mask, &mask) != 0)
         return fail(session, LAG_INJECT_UNSAFE, errno, "its signal mask cannot be read");
-    uint64_t features;
-    uint32_t bytes = state_bytes(state, (uint32_t)vector.iov_len, &features);
-    if (bytes + 4 > XSTATE_MOST) return fail(session, LAG_INJECT_UNSAFE, 0, "its floating-point state is too large");
-
-    /* From above: the red zone, the memory file's name, the extended state (64-aligned), the frame (16 n + 8). */
-    uint64_t name = registers->rsp - 128 - 16;
-    uint64_t image = (name - (bytes + 4)) & ~63ull;
-    uint64_t frame = ((image - sizeof(struct signal_frame)) & ~15ull) - 8;
-    size_t total = (size_t)(name + 16 - frame);
-    uint8_t buffer[XSTATE_MOST + 2048] __attribute__((aligned(16)));
-    if (total > sizeof buffer) return fail(session, LAG_INJECT_UNSAFE, 0, "its frame is too large");
-    memset(buffer, 0, total);
-    memcpy(buffer + (name - frame), "looplag-agent", 14);
-    uint8_t *extended = buffer + (image - frame);
-    memcpy(extended, state, bytes);
-    struct software_bytes software = {0x46505853u, bytes + 4, features, bytes, {0}};
-    memcpy(extended + 464, &software, sizeof software);
-    uint32_t magic2 = 0x46505845u;
-    memcpy(extended + bytes, &magic2, sizeof magic2);
-
-    struct signal_frame *head = (struct signal_frame *)buffer;
-    head->restorer = session->plan->restorer;
-    ucontext_t *context = &head->context;
-    context->uc_flags = 7; /* UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
-    /* No such mode: the kernel refuses it and leaves the thread's alternate stack as it is. */
-    context->uc_stack.ss_flags = 0x4000;
-    long long *general = context->uc_mcontext.gregs;
-    general[REG_R8] = (long long)registers->r8;
-    general[REG_R9] = (long long)registers->r9;
-    general[REG_R10] = (long long)registers->r10;
-    general[REG_R11] = (long long)registers->r11;
-    general[REG_R12] = (long long)registers->r12;
-    general[REG_R13] = (long long)registers->r13;
-    general[REG_R14] = (long long)registers->r14;
-    general[REG_R15] = (long long)registers->r15;
-    general[REG_RDI] = (long long)registers->rdi;
-    general[REG_RSI] = (long long)registers->rsi;
-    general[REG_RBP] = (long long)registers->rbp;
-    general[REG_RBX] = (long long)registers->rbx;
-    general[REG_RDX] = (long long)registers->rdx;
-    general[REG_RAX] = (long long)registers->rax;
-    general[REG_RCX] = (long long)registers->rcx;
-    general[REG_RSP] = (long long)registers->rsp;
-    general[REG_RIP] = (long long)registers->rip;
-    general[REG_EFL] = (long long)registers->eflags;
-    general[REG_CSGSFS] = (long long)(0x33ull | 0x2bull << 48);
-    context->uc_mcontext.fpregs = (void *)image;
-    memcpy(&context->uc_sigmask, &mask, sizeof mask);
-
+    uint8_t buffer[LAG_FRAME_MOST] __attribute__((aligned(16)));
+    struct lag_frame_place place;
+    if (!lag_frame_build(registers, state, (uint32_t)vector.iov_len, mask, session->plan->restorer, buffer, &place))
+        return fail(session, LAG_INJECT_UNSAFE, 0, "its floating-point state is too large");
+    uint64_t frame = place.frame, total = place.bytes;
     struct iovec local = {buffer, total}, remote = {(void *)frame, total};
     if (process_vm_writev(session->plan->pid, &local, 1, &remote, 1, 0) != (ssize_t)total)
         return fail(session, LAG_INJECT_UNSAFE, errno, "its stack has no room");
@@ -343,7 +263,7 @@ static bool lay_frame(struct session *session, const struct user_regs_struct *re
     to_restorer.rax = 0;
     if (!set_registers(session, &to_restorer)) return false;
     session->frame = frame;
-    session->name = name;
+    session->name = place.name;
     step(session, 4);
     /* The frame brings the mask back. */
     uint64_t every = ~0ull;
@@ -554,55 +474,4 @@ void lag_inject(const struct lag_inject_plan *plan, struct lag_inject_result *re
         return;
     }
     pthread_join(thread, NULL);
-}
-
-/* ---- how long a thread has slept -------------------------------------------------------------------------------- */
-
-/* se.exec_start of a `sched` file, in nanoseconds; -1 where the kernel does not show it. */
-static int64_t last_ran(const char *path) {
-    FILE *file = fopen(path, "re");
-    if (file == NULL) return -1;
-    char line[256];
-    int64_t answer = -1;
-    while (answer < 0 && fgets(line, sizeof line, file) != NULL) {
-        long long whole = 0, part = 0;
-        if (sscanf(line, "se.exec_start : %lld.%6lld", &whole, &part) == 2) answer = whole * 1000000 + part;
-    }
-    fclose(file);
-    return answer;
-}
-
-/* The processor that a thread last ran on: field 39 of its stat. */
-static int last_processor(pid_t pid, pid_t tid) {
-    char path[64], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-    FILE *file = fopen(path, "re");
-    if (file == NULL) return -1;
-    size_t count = fread(text, 1, sizeof text - 1, file);
-    fclose(file);
-    text[count] = 0;
-    char *field = strrchr(text, ')');
-    for (int number = 2; field != NULL && number < 39; number++) {
-        field = strchr(field + 1, ' ');
-    }
-    return field != NULL ? atoi(field + 1) : -1;
-}
-
-/* Each processor's clock of tasks leaves out the time that others stole from it, so only one and the same processor's
- * may be compared: for a moment this thread moves there. */
-int64_t lag_inject_slept_ns(pid_t pid, pid_t tid) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/task/%d/sched", pid, tid);
-    int processor = last_processor(pid, tid);
-    cpu_set_t before, there;
-    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof before, &before) != 0) return -1;
-    CPU_ZERO(&there);
-    CPU_SET(processor, &there);
-    if (sched_setaffinity(0, sizeof there, &there) != 0) return -1;
-    int64_t then = last_ran(path);
-    sched_yield();
-    int64_t now = last_ran("/proc/thread-self/sched");
-    bool is_same = last_processor(pid, tid) == processor && last_ran(path) == then;
-    (void)sched_setaffinity(0, sizeof before, &before);
-    return is_same && then >= 0 && now >= then ? now - then : -1;
 }

@@ -156,6 +156,9 @@ extension EndToEnd {
             #expect(events.allSatisfy { $0.contains(#""provisional":true"#) }, "\(events)")
             #expect(events.contains { $0.contains("handle_sleep") }, "\(events)")
             _ = try eventually("the agent") { Segments.path(ofProcess: host.pid) }
+            // The wait of this moment was begun without the agent, and the iteration behind it is not measured.
+            try connection.send("ok\n")
+            _ = try connection.readLine()
             try connection.send("sleep 300\n")
             _ = try connection.readLine()
             _ = try follower.output.wait(for: "a measured stall") { lines in

@@ -9,15 +9,17 @@ import Glibc
 enum TopCost {
     /// LOOPS threads, each with an epoll of its own that comes back every PERIOD milliseconds.
     private static let server = """
-        import select, sys, threading
-        loops, period = int(sys.argv[1]), float(sys.argv[2]) / 1000
+        from select import epoll
+        from sys import argv
+        from threading import Thread
+        loops, period = int(argv[1]), float(argv[2]) / 1000
         def serve():
-            epoll = select.epoll()
+            waiter = epoll()
             while True:
-                epoll.poll(period)
+                waiter.poll(period)
                 sum(range(500))
         for _ in range(loops - 1):
-            threading.Thread(target=serve, daemon=True).start()
+            Thread(target=serve, daemon=True).start()
         print("ready", flush=True)
         serve()
         """

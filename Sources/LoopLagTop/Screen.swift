@@ -169,7 +169,9 @@ private struct Layout {
 
     private func stallPane(_ share: Int) -> [StyledLine] {
         let loops = picture.processes.reduce(0) { $0 + $1.loops.count }
-        let list = StallList(columns: columns, glyphs: glyphs, namesLoop: loops > 1)
+        let list = StallList(
+            columns: columns, glyphs: glyphs, namesLoop: loops > 1, namesProcess: picture.processes.count > 1,
+            hasRequests: stalls.contains { $0.diagnosis.request != nil })
         let hasKeys = state.focus == .stalls
         let selected = stall.flatMap { stall in stalls.firstIndex { $0.id == stall.id } } ?? 0
         let top = Self.top(of: selected, page: share, count: stalls.count)

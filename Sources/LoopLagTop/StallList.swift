@@ -10,12 +10,19 @@ struct StallList {
     let glyphs: Glyphs
     /// Several loops are on the screen, so each stall says whose it is.
     let namesLoop: Bool
+    /// And several processes.
+    let namesProcess: Bool
+    /// Some stall in the list tells what it was serving.
+    let hasRequests: Bool
 
     private static let time = 13
     private static let length = 8
     private var cause: Int { columns < 60 ? 10 : columns < 100 ? 16 : 24 }
-    private var loop: Int { !namesLoop || columns < 90 ? 0 : columns < 130 ? 18 : 26 }
-    private var hasRequest: Bool { columns >= 110 }
+    private var loop: Int {
+        guard namesLoop, columns >= 90 else { return 0 }
+        return (columns < 130 ? 16 : 20) + (namesProcess ? 6 : 0)
+    }
+    private var hasRequest: Bool { columns >= 110 && hasRequests }
     private var request: Int { hasRequest ? max(22, columns / 6) : 0 }
     private var function: Int { max(0, (rest * 3) / 5) }
     private var place: Int { max(0, rest - function - 1) }
@@ -40,7 +47,9 @@ struct StallList {
         spans.append(Span(glyphs.left(stall.isOpen ? "open" : stall.time, Self.time), stall.isOpen ? .bad : .plain))
         let length = PlainText.duration(nanoseconds: stall.lengthNS)
         spans.append(Span(glyphs.right(length, Self.length) + "  ", stall.isOpen ? .bad : .plain))
-        if loop > 0 { spans.append(Span(glyphs.left("\(stall.pid) \(stall.loop)", loop) + " ")) }
+        if loop > 0 {
+            spans.append(Span(glyphs.left(namesProcess ? "\(stall.pid) \(stall.loop)" : stall.loop, loop) + " "))
+        }
         spans.append(Span(glyphs.left(StallWords.cause(stall.diagnosis), cause) + " "))
         if rest >= 8 { spans += culprit(stall) }
         if hasRequest, let request = stall.diagnosis.request {

@@ -24,7 +24,7 @@ final class LiveModel {
     private var minutes: [ProcessMinute] = []
     private var known: Set<ObjectIdentifier> = []
     private var stallViews: [StallKey: StallView] = [:]
-    private var findings: (pid: Int32, at: MonotonicTime, list: [Finding])?
+    private var findings: (pid: Int32, newest: String?, at: MonotonicTime, list: [Finding])?
     private let start: MonotonicTime
 
     private struct StallKey: Hashable {
@@ -80,7 +80,8 @@ final class LiveModel {
         }
         guard wantsFindings else { return picture }
         picture.findings = findings(
-            about: focus ?? picture.stalls.first?.pid ?? picture.processes.first?.pid, threshold: threshold, now: now)
+            about: focus ?? picture.stalls.first?.pid ?? picture.processes.first?.pid,
+            newest: picture.stalls.first?.id, threshold: threshold, now: now)
         return picture
     }
 
@@ -145,11 +146,16 @@ final class LiveModel {
 
     // MARK: Reports
 
-    private func findings(about pid: Int32?, threshold: Duration, now: MonotonicTime) -> [Finding] {
+    /// - Parameter newest: the stall that heads the list; another one may mean another finding at once.
+    private func findings(
+        about pid: Int32?, newest: String?, threshold: Duration, now: MonotonicTime
+    ) -> [Finding] {
         guard let pid, let minute = minutes.last(where: { $0.process.identity.pid == pid }) else { return [] }
-        if let findings, findings.pid == pid, now.since(findings.at) < Self.findingInterval { return findings.list }
+        if let findings, findings.pid == pid, findings.newest == newest, now.since(findings.at) < Self.findingInterval {
+            return findings.list
+        }
         let list = report(of: [minute], threshold: threshold, now: now).findings
-        findings = (pid, now, list)
+        findings = (pid, newest, now, list)
         return list
     }
 

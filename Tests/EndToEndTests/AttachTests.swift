@@ -61,7 +61,9 @@ extension EndToEnd {
                 try connection.send("DEBUG SLEEP 0.2\r\n")
                 #expect(try connection.readLine() == "+OK")
                 let stall = try #require(try follower.stalls(closed: 1).first)
-                #expect(agree(try #require(stall.duration), .milliseconds(200)), "round \(round)")
+                let length = try #require(stall.duration)
+                // A busy machine lengthens a sleep; nothing shortens it.
+                #expect(length >= .milliseconds(199) && length < .seconds(2), "round \(round): \(length)")
                 #expect(stall.functions.contains("debugCommand"))
                 follower.end()
                 let detached = try Attach.detach(redis.pid)

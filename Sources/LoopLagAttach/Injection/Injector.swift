@@ -164,7 +164,8 @@ public final class Injector {
         let stale = leftDescriptors()
         plan.stale = (stale[0], stale[1], stale[2], stale[3])
         plan.stop_limit_ns = 200_000_000
-        plan.ride_limit_ns = 50_000_000
+        // It runs meanwhile; on a starved machine each of its calls waits for our turn.
+        plan.ride_limit_ns = 400_000_000
         plan.load_limit_ns = 5_000_000_000
         var result = lag_inject_result()
         variables.withUnsafeBytes { variables in

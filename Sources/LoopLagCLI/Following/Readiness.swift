@@ -56,6 +56,9 @@ struct Readiness {
         explained = true
         guard let root = root() else { return nil }
         let subject = "no event loop seen yet in \(root.pid) (\(root.displayName))"
+        if follower.live.contains(where: { $0.latest.agent.mode == "attached" && $0.latest.loops.isEmpty }) {
+            return "\(subject): it has been idle since the agent was loaded; a loop shows at its next event"
+        }
         if !follower.processes.isEmpty {
             return "\(subject): it has waited for events before and does not now, or only in helper loops"
         }

@@ -319,6 +319,7 @@ bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view)
         view->known = __atomic_load_n(&slot->known, __ATOMIC_RELAXED);
         view->gil_wait_since_ns = slot->gil_wait_since_ns;
         const struct lag_python_loop *python = &lag_python_loops[(size_t)(slot - slots) % LAG_MAX_LOOPS];
+        view->iteration_gil_wait = slot->gil_wait_ns - python->gil_wait_at_start;
         memcpy(view->recent_gil_wait, python->recent_gil_wait, sizeof view->recent_gil_wait);
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
         if ((before & 1) == 0 && __atomic_load_n(&slot->seq, __ATOMIC_ACQUIRE) == before) return true;

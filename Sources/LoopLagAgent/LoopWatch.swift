@@ -313,6 +313,9 @@ struct LoopWatch {
             looks[kind] &+= interval &- queued
             looks[Int(LAG_LOOK_RUN_QUEUE)] &+= queued
             record.pointee.looks &+= 1
+            let waiting =
+                view.gil_wait_since_ns != 0 && view.gil_wait_since_ns < now ? now &- view.gil_wait_since_ns : 0
+            Self.note(view.known, view.iteration_gil_wait &+ waiting, in: record)
             record.pointee.observed_ns = isFirst ? 0 : observed &- (record.pointee.detected_ns &- view.busy_since_ns)
             if look.hasAccount {
                 record.pointee.cpu_ns = look.runTime &- first.run

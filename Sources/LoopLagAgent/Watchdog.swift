@@ -88,6 +88,10 @@ struct Watchdog {
             header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PRIVATE_FDS)
         }
         let isLinked = lag_life_mode() != UInt32(LAG_MODE_PRELOAD)
+        // What the start found the runtime to be adds a call to hook, and the start had patched before.
+        if isLinked, header.pointee.runtime == UInt32(LAG_RUNTIME_CPYTHON) {
+            header.pointee.slots_patched &+= lag_got_patch()
+        }
         var due = lag_clock_now()
         while isWanted {
             let now = lag_clock_now()

@@ -19,6 +19,8 @@ enum Bench {
         ("idle", { IdleCost.measure(into: &$0, $1) }),
         ("requests", { RequestCost.measure(into: &$0, $1) }),
         ("stalls", { StallCost.measure(into: &$0, $1) }),
+        ("fastapi", { PythonCost.measure(into: &$0, $1) }),
+        ("python", { PythonTorture.measure(into: &$0, $1) }),
         ("symbols", { SymbolCost.measure(into: &$0, $1) }),
         ("top", { TopCost.measure(into: &$0, $1) }),
         (
@@ -32,6 +34,9 @@ enum Bench {
     static func main() {
         if let request = SymbolWorker.Request(arguments: CommandLine.arguments) {
             exit(SymbolWorker.run(request))
+        }
+        if let request = PythonTorture.Request(arguments: CommandLine.arguments) {
+            exit(PythonTorture.run(request))
         }
         guard let options = Options(CommandLine.arguments.dropFirst(), names: measurements.map(\.name)) else {
             say(usage + "\nNAME: " + measurements.map(\.name).joined(separator: ", "))

@@ -62,6 +62,7 @@ enum ServerKind: String, CaseIterable {
     case node
     case nio = "NIO"
     case python
+    case fastapi = "FastAPI"
 
     /// Starts one and waits until it listens.
     /// - Parameter threshold: of the agent, in milliseconds; nil = the default.
@@ -77,6 +78,9 @@ enum ServerKind: String, CaseIterable {
             command = ["node", try plan.write(Scripts.node, to: "server.js")]
         case .python:
             command = ["python3", try plan.write(Scripts.python, to: "server.py")]
+        case .fastapi:
+            let python = getenv("LOOPLAG_BENCH_PYTHON").map { String(cString: $0) } ?? "python3"
+            command = [python, try plan.write(Scripts.fastapi, to: "fastapi_server.py")]
         }
         if withAgent, self != .nio { environment["LD_PRELOAD"] = try Products.agent() }
         let host = try Host(command, environment: environment)
@@ -105,6 +109,21 @@ enum Scripts {
         server.keepAliveTimeout = 60000;
         server.listen(0, '127.0.0.1', () => console.log('listening on http=' + server.address().port));
         process.on('SIGTERM', () => process.exit(0));
+        """
+
+    static let fastapi = """
+        import asyncio, socket, fastapi, uvicorn
+        from fastapi.responses import PlainTextResponse
+        app = fastapi.FastAPI(default_response_class=PlainTextResponse)
+
+        @app.get("/ok")
+        async def ok():
+            return "done 0\\n"
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        print("listening on http=%d" % listener.getsockname()[1], flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        asyncio.run(server.serve(sockets=[listener]))
         """
 
     static let python =

@@ -26,7 +26,7 @@ enum StallCost {
         let (limit, bar): (Double, String) =
             switch kind {
             case .nio: (20e3, "p50 <= 20 us")
-            case .python: (150e3, "p50 <= 150 us")
+            case .python, .fastapi: (150e3, "p50 <= 150 us")
             case .node: (1e6, "p50 <= 1 ms")
             }
         let what = "pause per sample, \(kind.rawValue) spinning"

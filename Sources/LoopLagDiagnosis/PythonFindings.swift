@@ -24,7 +24,8 @@ struct LockConvoy: FindingRule {
             "gil-wait", isMuch ? context.severity(of: stalls) : .warning,
             "Threads keep Python's lock (GIL) from the event loop" + (holder.isEmpty ? "" : ": \(holder)"),
             evidence: evidence,
-            advice: "CPU-bound Python in threads (plain `def` handlers, to_thread, executors) slows the loop: move it to a "
+            advice:
+                "CPU-bound Python in threads (plain `def` handlers, to_thread, executors) slows the loop: move it to a "
                 + "process pool, or to code that releases the lock.", stalls: stalls)
     }
 
@@ -42,7 +43,8 @@ struct CollectorPause: FindingRule {
         return context.finding(
             "gc", context.severity(of: stalls), "Garbage collection holds the event loop up",
             evidence: "\(context.subject): \(context.summary(of: stalls)), in the collector.",
-            advice: "Call gc.freeze() once everything is loaded, raise gc.set_threshold, or keep fewer objects that can "
+            advice:
+                "Call gc.freeze() once everything is loaded, raise gc.set_threshold, or keep fewer objects that can "
                 + "form cycles.", stalls: stalls)
     }
 }
@@ -61,7 +63,8 @@ struct FullPool: FindingRule {
         let size = worst.threads.map { ", \($0) at a time" } ?? ""
         return context.finding(
             "pool-full", .warning, "Work waits for a free thread of `\(name)`",
-            evidence: "\(context.subject): up to \(Int(worst.queueDepth?.max ?? 0)) items waited\(size), the longest about "
+            evidence:
+                "\(context.subject): up to \(Int(worst.queueDepth?.max ?? 0)) items waited\(size), the longest about "
                 + "\(wait).",
             advice: worst.kind == "anyio"
                 ? "Plain `def` handlers share anyio's limiter: make them shorter, or raise its total_tokens."

@@ -114,6 +114,7 @@ struct lag_loop_view {
     uint64_t iteration_events;
     uint64_t known;
     uint64_t gil_wait_since_ns;
+    uint64_t iteration_gil_wait; /* of the open iteration, closed waits */
     uint64_t recent_gil_wait[LAG_RECENT_LONG];
 };
 /* `known` is written by the loop thread and by the watchdog. */

@@ -399,26 +399,3 @@ struct CPythonPools {
         while let item = items.next() { pools[pool].see(item.key, now: now, lastTick: lastTick) }
     }
 }
-
-/// What Python's threading says of a thread.
-enum CPythonThreads {
-    /// Writes the name of a copied thread's `threading.Thread`: `self` of the frame that bootstraps it. The bytes written.
-    static func name(
-        _ copy: UnsafePointer<lag_python_frames>, _ frames: CPythonFrames, into text: UnsafeMutablePointer<UInt8>,
-        capacity: Int
-    ) -> Int {
-        guard copy.pointee.count > 0, copy.pointee.is_complete != 0 else { return 0 }
-        let memory = frames.memory
-        var i = copy.pointee.count
-        while i > 0 {
-            i &-= 1
-            let bytes = lag_python_frame(copy, i)
-            guard let code = frames.code(bytes) else { continue }
-            guard memory.isText(memory.word(code &+ frames.layout.codeName) ?? 0, "_bootstrap") else { return 0 }
-            let thread = frames.reference(bytes, frames.layout.frameLocals)
-            guard let name = memory.attribute(thread, "_name", cachedKeys: frames.layout.cachedKeys) else { return 0 }
-            return memory.text(name, text, capacity: capacity)
-        }
-        return 0
-    }
-}

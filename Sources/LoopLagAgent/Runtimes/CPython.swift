@@ -73,20 +73,7 @@ struct CPython {
         guard thread != 0 else { return 0 }
         if cached != 0, memory.word(cached &+ layout.threadID) == thread { return cached }
         // Another one since: a thread that ran in one interpreter and runs in another now.
-        var interpreter = memory.word(runtime &+ layout.interpretersHead) ?? 0
-        var interpreters = 0
-        while interpreter != 0, interpreters < 16 {
-            var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
-            var states = 0
-            while state != 0, states < 512 {
-                if memory.word(state &+ layout.threadID) == thread { return state }
-                state = memory.word(state &+ layout.threadNext) ?? 0
-                states &+= 1
-            }
-            interpreter = memory.word(interpreter &+ layout.interpreterNext) ?? 0
-            interpreters &+= 1
-        }
-        return 0
+        return CPythonThreads.state(ofThread: thread, runtime: runtime, frames)
     }
 
     private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.threadInterpreter) ?? 0 }

@@ -2,12 +2,14 @@
 
 import Foundation
 import Glibc
+import LoopLagModel
+import Synchronization
 
 struct ConnectionFailed: Error, CustomStringConvertible {
     var description: String
 }
 
-enum Address {
+enum Address: Sendable {
     case port(Int)
     case socket(String)
 }
@@ -149,6 +151,25 @@ enum Client {
         let body = String(answer[headEnd.upperBound...])
         let isChunked = answer[..<headEnd.lowerBound].lowercased().contains("transfer-encoding: chunked")
         return isChunked ? unchunked(body) : body
+    }
+
+    /// Sends all requests at once, each on a connection of its own; how long each took, shortest first.
+    static func timeTogether(_ paths: [String], of address: Address) throws -> [Duration] {
+        let results = Mutex<[Result<Duration, any Error>]>([])
+        for path in paths {
+            let thread = Thread {
+                let start = MonotonicTime.now()
+                let result = Result { _ = try get(path, of: address, timeout: .seconds(40)) }
+                    .map { MonotonicTime.now().since(start) }
+                results.withLock { $0.append(result) }
+            }
+            thread.stackSize = 256 << 10
+            thread.start()
+        }
+        let all = try eventually("\(paths.count) answers", within: .seconds(60)) {
+            results.withLock { $0.count == paths.count ? $0 : nil }
+        }
+        return try all.map { try $0.get() }.sorted()
     }
 
     static func getAnswer(_ path: String, of address: Address) throws -> HandlerAnswer {

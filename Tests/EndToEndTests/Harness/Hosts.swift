@@ -146,6 +146,24 @@ extension Host {
         }
     }
 
+    static func hypercorn(environment: [String: String]) throws -> Host {
+        let folder = try TemporaryFolder()
+        let socket = folder.path + "/h.sock"
+        let child = try Child(
+            [
+                Tools.installed("PYTHON"), "-c",
+                "import sys; sys.path.insert(0, sys.argv[1]); sys.argv = ['hypercorn'] + sys.argv[2:]; "
+                    + "import asyncio, asgi; from hypercorn.asyncio import serve; from hypercorn.config import Config; "
+                    + "c = Config(); c.bind = [sys.argv[1]]; asyncio.run(serve(asgi.app, c))",
+                Tools.hosts.path, "unix:" + socket,
+            ], environment: environment)
+        return try starting(child) {
+            let host = Host(child: child, address: .socket(socket), folder: folder)
+            try host.waitUntilItServes("/ok")
+            return host
+        }
+    }
+
     /// A C host of Tests/Hosts with the line protocol.
     static func epollServer(_ options: [String] = [], environment: [String: String]) throws -> Host {
         let child = try Child([Tools.compiledHost("epoll_server")] + options, environment: environment)

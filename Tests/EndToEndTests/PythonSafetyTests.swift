@@ -1,0 +1,80 @@
+/// That the agent hurts no interpreter: exits, forks, sub-interpreters and reloads while samples are taken as fast as the
+/// agent can.
+///
+/// LOOPLAG_TEST_EXITS says how often each is done; a few times in every run, forty before a release.
+
+import Foundation
+import Glibc
+import LoopLagModel
+import Testing
+
+extension EndToEnd {
+    @Suite("Python ends as without an agent")
+    struct PythonSafetyTests {
+        static let rounds = ProcessInfo.processInfo.environment["LOOPLAG_TEST_EXITS"].flatMap { Int($0) } ?? 6
+
+        @Test(
+            "Interpreters shut down, fork and make others inside while they are sampled",
+            arguments: ["exit", "threads", "fork", "subinterpreters"])
+        func exits(mode: String) throws {
+            for round in 0..<Self.rounds {
+                let child = try Child(
+                    [Tools.installed("PYTHON"), Tools.host("exits.py"), mode, "\(round)"],
+                    environment: Agent.preload(threshold: "1ms"))
+                defer { child.end() }
+                let status = try child.exitStatus(within: .seconds(30))
+                #expect(status == .exited(0), "\(mode), round \(round): \(status) \(child.errors.text)")
+            }
+            figure("\(mode): \(Self.rounds) exits under samples at every tick, no crash")
+        }
+
+        @Test("SIGTERM under load ends a server as it should")
+        func terminated() throws {
+            for round in 0..<Self.rounds {
+                let host = try Host.uvicorn(
+                    loop: round % 2 == 0 ? "asyncio" : "uvloop", application: "blocking:app",
+                    environment: Agent.preload(threshold: "1ms", ["JSON_MEGABYTES": "1"]))
+                defer { host.end() }
+                let load = try SteadyLoad(host.address, path: "/sync-cpu", pause: .milliseconds(1))
+                let second = try SteadyLoad(host.address, path: "/json", pause: .milliseconds(1))
+                kill(host.pid, SIGTERM)
+                let status = try host.child.exitStatus(within: .seconds(30))
+                load.end()
+                second.end()
+                #expect(status == .exited(0) || status == .signalled(SIGTERM), "round \(round): \(status)")
+            }
+            figure("SIGTERM under load: \(Self.rounds) exits, no crash")
+        }
+
+        @Test("uvicorn --reload starts its server anew, and each is measured")
+        func reload() throws {
+            let folder = try TemporaryFolder()
+            let file = folder.path + "/reloaded.py"
+            let source = try String(contentsOfFile: Tools.host("asgi.py"), encoding: .utf8)
+            try source.write(toFile: file, atomically: true, encoding: .utf8)
+            let child = try Child(
+                [
+                    Tools.installed("PYTHON"), "-m", "uvicorn", "reloaded:app", "--app-dir", folder.path,
+                    "--reload", "--reload-dir", folder.path, "--host", "127.0.0.1", "--port", "0",
+                ], environment: Agent.preload(threshold: "1ms"))
+            defer { child.end() }
+            let port = try child.wait(forOutput: #"Uvicorn running on http://127.0.0.1:(\d+)"#)
+            let address = Address.port(Int(port) ?? 0)
+            _ = try eventually("the server") { try? Client.get("/ok", of: address) }
+            for round in 0..<max(2, Self.rounds / 4) {
+                let before = child.errors.text.components(separatedBy: "Application startup complete").count
+                try (source + "\n# \(round)\n").write(toFile: file, atomically: true, encoding: .utf8)
+                _ = try eventually("the reload", within: .seconds(30)) {
+                    child.errors.text.components(separatedBy: "Application startup complete").count > before
+                        ? true : nil
+                }
+                let answer = try eventually("the server again") { try? Client.getAnswer("/cpu?ms=30", of: address) }
+                #expect(answer.duration >= .milliseconds(30))
+            }
+            #expect(!child.errors.text.contains("Fatal Python error"))
+            kill(child.pid, SIGTERM)
+            let status = try child.exitStatus(within: .seconds(30))
+            #expect(status == .exited(0) || status == .signalled(SIGTERM), "\(status)")
+        }
+    }
+}

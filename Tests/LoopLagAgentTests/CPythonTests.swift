@@ -1,0 +1,197 @@
+/// The formats of CPython's line tables, held against what the interpreters themselves say; and the reading of layouts.
+///
+/// The fixtures are the tables of one function as compiled by each version, and the interpreter's own line of every
+/// instruction (`LINExCOUNT`, 0 = no line).
+
+import CLoopLag
+import Testing
+
+@testable import LoopLagAgent
+
+@Suite("CPython's tables")
+struct CPythonTests {
+    struct Fixture: Sendable, CustomTestStringConvertible {
+        var minor: Int
+        var first: Int32
+        var table: [UInt8]
+        var lines: [UInt32]
+
+        init(_ minor: Int, _ first: Int32, _ hex: String, _ runs: String) {
+            self.minor = minor
+            self.first = first
+            let digits = Array(hex.utf8).map { $0 < 0x3a ? $0 - 0x30 : $0 - 0x57 }
+            table = stride(from: 0, to: digits.count - 1, by: 2).map { digits[$0] << 4 | digits[$0 + 1] }
+            lines = runs.split(separator: " ").flatMap { run -> [UInt32] in
+                let parts = run.split(separator: "x").compactMap { UInt32($0) }
+                return parts.count == 2 ? Array(repeating: parts[0], count: Int(parts[1])) : []
+            }
+        }
+
+        var testDescription: String { "3.\(minor)" }
+    }
+
+    static let fixtures = [
+        Fixture(
+            9, 1,
+            "00010402080104010201020102ff02ff060502011e010e01020102ff020102ff1a7f001c0a01",
+            "2x2 4x4 5x2 6x1 7x1 8x1 7x1 6x3 11x1 12x15 13x7 14x1 15x1 14x1 15x1 14x13 169x5 170x26"),
+        Fixture(
+            10, 1,
+            "04010802040102010201020102ff06ff02051e010e010201020102ff020102ff088002ff007f0a1d100124ff",
+            "2x2 4x4 5x2 6x1 7x1 8x1 7x1 6x3 11x1 12x15 13x7 14x1 15x1 14x1 15x1 14x1 0x4 13x1 169x5 170x8 "
+                + "169x18"),
+        Fixture(
+            11, 1,
+            "f88000d80c0d8045e01015f0000b0525f0000b05258804d80b0ff0000a0925d80c11d81014d81011f103011112f10303"
+                + "0d0e88458845f00a040d25d81015d01931d01931a555a834a15ba45bd01931d11931d41931b021d41934d11034900590"
+                + "05f8dd131df000020d25f000020d25f000020d25dd1620d81419f10301171bf40001171bd82024f003011125f8f8f8f8"
+                + "f003020d25f8f8f8f57804000a0e886389198c19f0000105299064d80f149064984c984c984c984cd00f28f003010529"
+                + "f000010529f000010529f000010529f100010529f400010529f000010529f000010529f000010529f000010529f00001"
+                + "0529f000010529f8f8f8f000010529f000010529f000010529f000010529f000010529f000010529",
+            "0x1 1x1 2x2 4x4 5x2 6x1 7x1 8x1 7x2 6x4 11x1 12x35 0x1 13x9 14x6 15x1 14x7 15x1 14x1 0x4 13x1 "
+                + "0x3 169x16 170x7 169x17 0x3 169x6"),
+        Fixture(
+            12, 1,
+            "f88000d80c0d8045e01015f2000b05258804d90b0fd80c11d81014d81011f103011112f103030d0e8945f00a040d25d8"
+                + "1015a455a834a35bd61931a0019a21d21931b021d11934d110349105f0110b0525f44a05000a0e88638b19f000010529"
+                + "9064d80f1490649b4cd00f28f703010529f100010529f9f27b04001a32f8dc131df200020d25dc1620d81419f3030117"
+                + "1bd82024f003011125fbf003020d25faf77804010529f000010529fa",
+            "0x1 1x1 2x2 4x5 5x2 6x1 7x1 8x1 7x2 6x4 11x1 12x32 4x1 169x12 170x7 169x10 0x2 12x3 0x1 13x8 "
+                + "14x5 15x1 14x4 15x1 14x1 0x4 13x1 0x3 169x9 0x3"),
+        Fixture(
+            13, 1,
+            "f88000d80c0d8045e310158804de0b0fd80c11d81014d81011f103011112f103030d0e8a45f00a040d25d81015a455a8"
+                + "34a45bd31931a15ba0019a21a15bd11931b021d11934d110349205f111001116f44a05000a0e88638c199064d80f149c"
+                + "4cd00f28f703000a138919f9f27b04001a32f8dc131df300020d25dc1620d81419f30301171bd82024f003011125fbf0"
+                + "03020d25faf77804000a138d19fa",
+            "0x1 1x1 2x2 4x5 5x7 6x1 7x1 8x1 7x2 6x5 11x1 12x34 4x2 169x12 170x7 169x10 0x2 12x3 0x1 13x9 "
+                + "14x5 15x1 14x4 15x1 14x1 0x4 13x1 0x3 169x14 0x3"),
+    ]
+
+    /// Reads one instruction's line, through a buffer so small that every table is read in pieces.
+    private func line(_ fixture: Fixture, table: [UInt8], at instruction: Int64) -> CPythonFrames.Line {
+        table.withUnsafeBytes { bytes in
+            withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 7) { chunk in
+                guard let memory = chunk.baseAddress, let start = bytes.baseAddress else { return .none }
+                var reader = LineTableBytes(
+                    memory: memory, capacity: 7, at: UInt64(UInt(bitPattern: start)), count: UInt64(bytes.count))
+                switch fixture.minor {
+                case 9: return CPythonLines.notab(&reader, fixture.first, instruction)
+                case 10: return CPythonLines.ranges(&reader, fixture.first, instruction)
+                default: return CPythonLines.locations(&reader, fixture.first, instruction)
+                }
+            }
+        }
+    }
+
+    @Test("Every instruction has the line that the interpreter says", arguments: fixtures)
+    func lines(fixture: Fixture) {
+        #expect(fixture.lines.count > 30)
+        for (index, expected) in fixture.lines.enumerated() {
+            let found = line(fixture, table: fixture.table, at: Int64(index) * 2)
+            #expect(found == (expected == 0 ? .none : .at(expected)), "instruction \(index)")
+        }
+    }
+
+    @Test("A table that ends early or holds anything at all gives no trap", arguments: fixtures)
+    func hostile(fixture: Fixture) {
+        var random = SystemRandomNumberGenerator()
+        for length in 0..<fixture.table.count {
+            _ = line(fixture, table: Array(fixture.table[..<length]) + [0xff], at: .max)
+        }
+        for _ in 0..<300 {
+            let table = (0..<64).map { _ in UInt8.random(in: 0...255, using: &random) }
+            _ = line(fixture, table: table, at: Int64.random(in: -2...(1 << 40), using: &random))
+        }
+    }
+
+    @Test("Versions that are not known have no layout, and those that are known have one")
+    func versions() {
+        withUnsafeTemporaryAllocation(byteCount: 4096, alignment: 8) { empty in
+            _ = empty.initializeMemory(as: UInt8.self, repeating: 0)
+            let runtime = UInt64(UInt(bitPattern: empty.baseAddress))
+            for minor: UInt32 in 0..<32 {
+                let layout = CPythonLayout.of(version: 3 << 24 | minor << 16, runtime: runtime)
+                // From 3.13 on the interpreter describes itself: without a description there is no layout.
+                #expect((layout != nil) == (9...12).contains(minor), "3.\(minor)")
+            }
+            #expect(CPythonLayout.of(version: 2 << 24 | 7 << 16, runtime: runtime) == nil)
+            #expect(CPythonLayout.of(version: 3 << 24 | 11 << 16, runtime: 0) == nil)
+        }
+    }
+
+    @Test("A description of 3.13 is taken only where it fits what is known of that version")
+    func descriptions() {
+        var words = [UInt64](repeating: 64, count: 512)
+        words[0] = 0x7970_6775_6265_6478
+        words[1] = 0x030d_00f0
+        words[2] = 0
+        words[5] = 632
+        words[9] = 7344
+        words[10] = 7400
+        words[23] = 72
+        (words[29], words[30], words[31], words[32], words[33]) = (8, 0, 56, 72, 70)
+        (words[35], words[36], words[37], words[39], words[43]) = (112, 120, 128, 68, 200)
+        words[72] = 200
+        func layout(_ words: [UInt64]) -> CPythonLayout? {
+            words.withUnsafeBytes {
+                CPythonLayout.of(version: 0x030d_0000, runtime: UInt64(UInt(bitPattern: $0.baseAddress)))
+            }
+        }
+        #expect(layout(words)?.collecting == 7600)
+        // Another cookie, another version, a free-threaded build, other places: nothing is believed.
+        for (index, value) in [(0, 1), (1, 0x030e_0000), (2, 1), (5, 640), (29, 16), (33, 71), (43, 1 << 20)] {
+            var changed = words
+            changed[index] = UInt64(value)
+            #expect(layout(changed) == nil, "word \(index)")
+        }
+    }
+
+    @Test("Objects that are none are not read as texts, dictionaries or numbers")
+    func objects() {
+        let memory = CPythonMemory(asciiBytes: 48)
+        for address: UInt64 in [0, 1, 8, 4096, .max, .max - 7, 0x7fff_ffff_f000] {
+            #expect(memory.word(address) == nil)
+            #expect(!memory.isText(address, "scope"))
+            #expect(memory.value(address, "path") == nil)
+            #expect(memory.attribute(address, "_name", cachedKeys: 872) == nil)
+            #expect(memory.smallInt(address) == nil)
+        }
+    }
+
+    @Test("A pool's waits are what was seen between two looks")
+    func waits() throws {
+        let row = UnsafeMutablePointer<lag_pool_slot>.allocate(capacity: 1)
+        let memory = UnsafeMutableRawPointer.allocate(byteCount: PoolSlot.memoryBytes, alignment: 8)
+        defer {
+            row.deallocate()
+            memory.deallocate()
+        }
+        row.initialize(to: lag_pool_slot())
+        memory.initializeMemory(as: UInt8.self, repeating: 0, count: PoolSlot.memoryBytes)
+        var slot = PoolSlot(row, memory)
+        let name: [UInt8] = Array("jobs".utf8)
+        name.withUnsafeBufferPointer {
+            guard let start = $0.baseAddress else { return }
+            slot.begin(7, kind: Int(LAG_POOL_EXECUTOR), name: start, count: 4, now: 0)
+        }
+        slot.update(threads: 2, busy: 2, depth: 4)
+        // Four items; two leave after 100 ms, two after 200 ms. Looks every 20 ms.
+        var last: UInt64 = 0
+        for tick in 1...12 {
+            let now = UInt64(tick) * 20_000_000
+            for item in 1...4 where tick <= (item <= 2 ? 5 : 10) { slot.see(UInt64(item), now: now, lastTick: last) }
+            slot.settle(now: now, lastTick: last)
+            last = now
+        }
+        #expect(row.pointee.wait_count == 4)
+        #expect(row.pointee.method == UInt32(LAG_METHOD_ESTIMATE))
+        #expect(row.pointee.wait_max_ns == 200_000_000)
+        #expect(row.pointee.wait_p50_ns >= 100_000_000 && row.pointee.wait_p50_ns <= 103_200_000)
+        #expect(row.pointee.queue_depth.last == 4)
+        #expect(row.pointee.in_flight.last == .min)
+        #expect(row.pointee.seq % 2 == 0)
+        slot.end()
+        #expect(row.pointee.state == 0)
+    }
+}

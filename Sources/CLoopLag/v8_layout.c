@@ -204,3 +204,17 @@ void lag_v8_layout_resolve(uint64_t address_in_v8) {
 }
 
 const struct lag_v8_layout *lag_v8_layout(void) { return is_known ? &layout : NULL; }
+
+const char *lag_v8_node_version(void) {
+    /* node::per_process::metadata begins with the versions, the first of them node's own: a string, whose first word points
+     * at its characters. What does not look like one is not taken for one. */
+    const uint64_t *metadata = dlsym(RTLD_DEFAULT, "_ZN4node11per_process8metadataE");
+    static char version[24];
+    uint64_t string[2];
+    if (metadata == NULL || lag_safe_read((uint64_t)metadata, string, sizeof string) != sizeof string) return NULL;
+    if (string[1] < 5 || string[1] >= sizeof version) return NULL;
+    if (lag_safe_read(string[0], version, string[1] + 1) != string[1] + 1 || version[string[1]] != 0) return NULL;
+    for (uint64_t i = 0; i < string[1]; i++)
+        if ((version[i] < '0' || version[i] > '9') && version[i] != '.') return NULL;
+    return version;
+}

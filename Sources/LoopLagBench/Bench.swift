@@ -21,6 +21,7 @@ enum Bench {
         ("stalls", { StallCost.measure(into: &$0, $1) }),
         ("symbols", { SymbolCost.measure(into: &$0, $1) }),
         ("top", { TopCost.measure(into: &$0, $1) }),
+        ("peers", { NodePeers.measure(into: &$0, $1) }),
         (
             "attach",
             { table, _ in

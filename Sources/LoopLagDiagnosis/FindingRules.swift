@@ -7,6 +7,7 @@ import LoopLagModel
 enum FindingRules {
     static let all: [any FindingRule] = [
         BlockingCall(), BusyHandler(), CrowdedIteration(), LockedHandler(), LockConvoy(), CollectorPause(), FullPool(),
+        NodeCollectorPause(), FullLibuvPool(),
         StarvedMachine(), StoppedProcess(), PagedOut(), NoLoop(),
         LoopsRefused(), SamplesLost(), DegradedAgent(),
     ]
@@ -193,7 +194,8 @@ struct DegradedAgent: FindingRule {
         "modules-full": "more libraries are loaded than it has room for; some frames stay unnamed",
         "no-task-dir": "/proc does not show its threads (a foreign pid namespace)",
         "memfd": "no directory took its segment, so nothing is left after the process dies",
-        "no-python": "it does not know this version of CPython well enough to read its frames, so stacks are native only",
+        "no-python":
+            "it does not know this version of CPython well enough to read its frames, so stacks are native only",
         "no-pools": "the runtime's pools cannot be read here",
         "stacks-off": "stacks are switched off (LOOPLAG_STACKS=0)",
     ]

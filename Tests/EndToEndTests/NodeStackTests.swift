@@ -59,6 +59,8 @@ extension EndToEnd {
         func everyWay(node: String) throws {
             let first = try BlocksRun(node: node)
             #expect(!first.process.agent.degraded.contains("no-javascript"))
+            let major = node == "NODE" ? "20." : node.dropFirst(4) + "."
+            #expect(first.process.runtime?.version?.hasPrefix(major) == true)
             var exact = 0
             for isMain in [true, false] {
                 for name in BlocksRun.cases {

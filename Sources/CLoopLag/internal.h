@@ -48,6 +48,7 @@ LAG_ANY_THREAD void lag_env_remember(void);
 /* Starts a thread that starts the agent after `delay_ns`, if it still is to be started then. */
 LAG_ANY_THREAD bool lag_thread_start_late(uint64_t delay_ns);
 LAG_LOOP_THREAD void lag_v8_layout_resolve(uint64_t address_in_v8);
+LAG_LOOP_THREAD const char *lag_v8_node_version(void);
 extern uint32_t lag_life_word;
 extern uint32_t lag_families;
 extern struct lag_python_loop lag_python_loops[LAG_MAX_LOOPS];

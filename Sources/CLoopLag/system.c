@@ -294,7 +294,10 @@ void lag_memory_free(void *memory, size_t bytes) { (void)munmap(memory, bytes); 
 uint32_t lag_runtime_detect(const char **version) {
     *version = NULL;
     lag_v8_resolve();
-    if (lag_v8_is_present()) return LAG_RUNTIME_NODE;
+    if (lag_v8_is_present()) {
+        *version = lag_v8_node_version();
+        return LAG_RUNTIME_NODE;
+    }
     const char *(*python)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
     if (python != NULL) {
         *version = python(); /* a static string, made without the GIL */

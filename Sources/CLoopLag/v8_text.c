@@ -150,6 +150,15 @@ long lag_v8_string(uint64_t tagged, uint8_t *into, size_t capacity) {
     return v8 != NULL ? write_string(v8, tagged, into, capacity, 0) : -1;
 }
 
+int lag_v8_property_name(uint64_t tagged) {
+    uint8_t text[16];
+    long n = lag_v8_string(tagged, text, sizeof text);
+    if (n == 3 && memcmp(text, "url", 3) == 0) return LAG_V8_URL;
+    if (n == 11 && memcmp(text, "originalUrl", 11) == 0) return LAG_V8_ORIGINAL_URL;
+    if (n == 6 && memcmp(text, "method", 6) == 0) return LAG_V8_METHOD;
+    return 0;
+}
+
 bool lag_v8_line(uint64_t source, uint64_t position, uint32_t *line, uint32_t *column) {
     const struct lag_v8_layout *v8 = lag_v8_layout();
     struct flat flat;

@@ -7,6 +7,7 @@ import LoopLagModel
 enum FindingRules {
     static let all: [any FindingRule] = [
         BlockingCall(), BusyHandler(), CrowdedIteration(), LockedHandler(), LockConvoy(), CollectorPause(), FullPool(),
+        NodeCollectorPause(), FullLibuvPool(),
         StarvedMachine(), StoppedProcess(), PagedOut(), NoLoop(),
         LoopsRefused(), SamplesLost(), DegradedAgent(),
     ]

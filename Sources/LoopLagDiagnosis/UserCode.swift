@@ -68,7 +68,10 @@ public struct UserCode: Sendable {
     private func isUserJavaScript(_ file: String?) -> Bool {
         guard let file, !file.isEmpty else { return false }
         if file.hasPrefix("node:") || file.hasPrefix("internal/") || file.hasPrefix("evalmachine") { return false }
-        return !file.contains("/node_modules/") && !file.hasPrefix("node_modules/")
+        // Debian installs modules for everybody in folders of their own.
+        return !["/node_modules/", "/usr/share/nodejs/", "/usr/lib/nodejs/", "/usr/share/javascript/"].contains {
+            file.contains($0)
+        } && !file.hasPrefix("node_modules/")
     }
 
     private func isUserNative(_ frame: Frame) -> Bool {

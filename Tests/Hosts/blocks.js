@@ -1,20 +1,25 @@
 // An Express server that blocks its event loop in every way that node has, in a route and in a worker thread, and asks
 // itself for each, one after the other. A line that blocks carries `BLOCKS name`, so that a test can find it.
 //
-// With `--both` the routes of /sync and /late are asked for at once, many times, in a mixed order.
+//   --only=A,B   only these ways
+//   --both       the routes of /sync and /late are asked for by a child process, several at a time
+//   --cluster    two workers of a cluster block once each
 'use strict';
 
-const { Worker, isMainThread, parentPort } = require('node:worker_threads');
+const { Worker, isMainThread, parentPort, threadId } = require('node:worker_threads');
 const child_process = require('node:child_process');
+const cluster = require('node:cluster');
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const http = require('node:http');
 const os = require('node:os');
 const path = require('node:path');
 
-const length = 260;
+const length = 300;
+const option = (name) => process.argv.find((argument) => argument.startsWith(`--${name}`));
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'looplag-blocks-'));
-const fifo = path.join(folder, 'pipe');
+const fifo = path.join(folder, `pipe-${threadId}`);
+child_process.execFileSync('mkfifo', [fifo]);
 
 // How much of something takes about `length` milliseconds here.
 function calibrated(start, body) {
@@ -38,19 +43,13 @@ let text = textOf(20000);
   text = textOf(Math.ceil((20000 * length) / Math.max(1, performance.now() - began)));
 }
 const pattern = /^(a+)+$/;
-let letters = 16;
-for (;;) {
+// Each letter more doubles it; a few milliseconds a time.
+let letters = 14;
+for (let took = 0; took < 4; letters++) {
   const began = performance.now();
   pattern.test('a'.repeat(letters) + 'b');
-  const took = performance.now() - began;
-  // Each letter more doubles it.
-  if (took > 20) {
-    letters += Math.max(0, Math.ceil(Math.log2(length / took)));
-    break;
-  }
-  letters += 1;
+  took = performance.now() - began;
 }
-
 
 const cases = {
   busyLoop(done) {
@@ -68,14 +67,13 @@ const cases = {
     done();
   },
   matchPattern(done) {
-    pattern.test('a'.repeat(letters) + 'b'); // BLOCKS matchPattern
+    const end = performance.now() + length;
+    while (performance.now() < end) pattern.test('a'.repeat(letters) + 'b'); // BLOCKS matchPattern
     done();
   },
   readPipe(done) {
-    child_process.execFileSync('mkfifo', [fifo]);
     child_process.spawn('sh', ['-c', `sleep ${length / 1000}; echo x > ${fifo}`], { stdio: 'ignore' });
     fs.readFileSync(fifo); // BLOCKS readPipe
-    fs.unlinkSync(fifo);
     done();
   },
   runCommand(done) {
@@ -121,7 +119,7 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 function numbered(prefix, number) {
   const name = `${prefix}${number}`;
   return { [name]() {
-    const end = Date.now() + 60;
+    const end = Date.now() + 130;
     while (Date.now() < end);
   } }[name];
 }
@@ -144,14 +142,15 @@ async function serve() {
   const server = http.createServer(app).listen(0, '127.0.0.1');
   await new Promise((resolve) => server.on('listening', resolve));
   const { port } = server.address();
-  if (process.argv.includes('--both')) {
-    const all = [];
-    for (let i = 0; i < 24; i++) all.push(ask(port, `/${i % 2 === 0 ? 'sync' : 'late'}/${i}?token=secret`));
-    await Promise.all(all);
+  if (option('both')) {
+    const environment = { ...process.env, LD_PRELOAD: '' };
+    const client = child_process.spawn(process.execPath, [__filename, `--client=${port}`], { env: environment });
+    await new Promise((resolve) => client.on('exit', resolve));
   } else {
     const worker = new Worker(__filename, { name: 'cruncher' });
     await new Promise((resolve) => worker.on('online', resolve));
-    for (const name of Object.keys(cases)) {
+    const only = option('only')?.split('=')[1].split(',');
+    for (const name of only ?? Object.keys(cases)) {
       await pause(60);
       await ask(port, `/block/${name}?token=secret`);
       await pause(60);
@@ -167,9 +166,40 @@ async function serve() {
     await Promise.all(jobs);
   }
   await pause(150);
-  fs.rmSync(folder, { recursive: true });
   process.exit(0);
 }
 
-if (isMainThread) serve();
-else serveWorker();
+// Several requests are always under way: one that blocks at once, one after an await, and so on.
+async function request(port) {
+  let next = 0;
+  const lane = async () => {
+    while (next < 24) {
+      const number = next++;
+      await ask(port, `/${number % 2 === 0 ? 'sync' : 'late'}/${number}?token=secret`);
+    }
+  };
+  await Promise.all([lane(), lane(), lane()]);
+}
+
+async function beCluster() {
+  if (cluster.isPrimary) {
+    for (let i = 0; i < 2; i++) cluster.fork();
+    let left = 2;
+    cluster.on('exit', () => {
+      left -= 1;
+      if (left === 0) process.exit(0);
+    });
+  } else {
+    await pause(100);
+    cases.waitAtomics(() => {});
+    await pause(300);
+    process.exit(0);
+  }
+  await pause(0);
+}
+
+if (!isMainThread) serveWorker();
+else if (option('client')) request(Number(option('client').split('=')[1])).then(() => process.exit(0));
+else if (option('cluster')) beCluster();
+else serve();
+process.on('exit', () => isMainThread && fs.rmSync(folder, { recursive: true, force: true }));

@@ -91,7 +91,8 @@ struct CulpritTests {
         }
         let stack = [
             native("uv__io_poll", "node"), js("pbkdf2Sync", "node:internal/crypto/pbkdf2"),
-            js("hash", "/srv/node_modules/bcrypt/index.js"), js("login", "/srv/server.js"), native("main", "node"),
+            js("hash", "/srv/node_modules/bcrypt/index.js"), js("next", "/usr/share/nodejs/express/lib/router.js"),
+            js("login", "/srv/server.js"), native("main", "node"),
         ]
         #expect(Self.culprit([stack], executable: "/usr/local/bin/node") == "login")
     }

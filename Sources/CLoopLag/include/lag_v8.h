@@ -20,12 +20,13 @@ struct lag_v8_layout {
     int32_t frame_entry, frame_construct_entry, frame_exit, frame_builtin_exit, frame_api_callback_exit,
         frame_api_accessor_exit, frame_last;
     /* objects */
+    int32_t tagged_size, smi_shift, tag;
     int32_t map_instance_type, function_shared, shared_name, shared_script, script_name, script_source,
-        script_line_ends, bytecode_positions, bytecode_data, fixed_array_length, fixed_array_data, byte_array_data;
+        bytecode_positions, bytecode_wrapper, bytecode_data, fixed_array_length, byte_array_data;
     int32_t scope_locals, scope_first;
     /* types */
     int32_t type_shared, type_script, type_bytecode, type_scope_info, type_byte_array, type_trusted_byte_array,
-        type_fixed_array, type_code, type_code_data_container, type_interpreter_data, type_debug_info;
+        type_code, type_code_data_container, type_interpreter_data, type_debug_info;
     int32_t first_context, last_context;
     /* strings */
     int32_t not_string_mask, representation_mask, encoding_mask, one_byte, cons, external, sliced, thin;
@@ -34,7 +35,7 @@ struct lag_v8_layout {
     /* properties of ordinary objects */
     int32_t map_bit_field3, map_inobject_start, map_size_in_words, map_descriptors, descriptors_header;
     uint32_t own_descriptors_mask, own_descriptors_shift, dictionary_shift, property_index_mask,
-        property_index_shift, property_location_mask;
+        property_index_shift, property_location_mask, descriptor_size, descriptor_details;
     bool has_properties;
     /* The text of the object that carries V8, where its builtins lie: a return address in there belongs to the
      * interpreter, one outside every module to code made at run time. */
@@ -91,6 +92,9 @@ LAG_ANY_THREAD bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32
 /* The characters of a V8 string as UTF-8, at most `capacity` bytes; -1 when it is no string that can be read. Reads
  * through lag_safe_read. */
 LAG_ANY_THREAD long lag_v8_string(uint64_t tagged, uint8_t *into, size_t capacity);
+/* Which of the properties of an incoming message this name is; 0 = none of them. */
+enum { LAG_V8_URL = 1, LAG_V8_ORIGINAL_URL = 2, LAG_V8_METHOD = 3 };
+LAG_ANY_THREAD int lag_v8_property_name(uint64_t tagged);
 /* Counts line ends of a script's source before `position`: its line and column, 1-based; false = cannot be read. */
 LAG_ANY_THREAD bool lag_v8_line(uint64_t source, uint64_t position, uint32_t *line, uint32_t *column);
 

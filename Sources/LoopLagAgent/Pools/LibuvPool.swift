@@ -39,7 +39,9 @@ struct LibuvPool {
     mutating func tick(now: UInt64) -> UInt64 {
         if !isSearched {
             isSearched = true
-            statics = LibuvStatics.find()
+            // With the host's own descriptor table a file that is no longer needed could not be closed safely.
+            let isAlone = header.pointee.degraded & UInt64(LAG_DEGRADED_NO_PRIVATE_FDS) == 0
+            statics = isAlone ? LibuvStatics.find() : nil
         }
         guard let statics else { return estimate(now: now) }
         guard let threads = number(statics.threads), let idle = number(statics.idle), threads > 0, threads <= 1024,

@@ -38,6 +38,7 @@ struct V8Memory {
 
     var lowest: UInt64 { stackBase }
 
+    @inline(never)
     func word(_ address: UInt64) -> UInt64? {
         let offset = address &- stackBase
         if address >= stackBase, offset < stackBytes, stackBytes &- offset >= 8 {
@@ -59,6 +60,7 @@ struct V8Memory {
         return UnsafeRawPointer(line + Int(truncatingIfNeeded: inLine)).loadUnaligned(as: UInt64.self)
     }
 
+    @inline(never)
     func word(_ address: UInt64, _ offset: Int32) -> UInt64? {
         word(address &+ UInt64(truncatingIfNeeded: Int64(offset)))
     }
@@ -67,9 +69,11 @@ struct V8Memory {
     static func isInteger(_ tagged: UInt64) -> Bool { tagged & 0xffff_ffff == 0 }
 
     /// A field of an object; offsets are from the object's start.
+    @inline(never)
     func field(_ tagged: UInt64, _ offset: Int32) -> UInt64? { word(tagged &- 1, offset) }
 
     /// The object and its type. While a collection runs an object may have left its new address in the map's place.
+    @inline(never)
     func object(_ tagged: UInt64) -> (tagged: UInt64, type: Int32)? {
         guard Self.isObject(tagged), var map = word(tagged &- 1) else { return nil }
         var place = tagged

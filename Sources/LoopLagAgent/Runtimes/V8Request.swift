@@ -24,19 +24,35 @@ extension V8Memory {
     }
 
     private func message(_ tagged: UInt64) -> V8Request? {
-        guard let object = object(tagged), object.type > layout.not_string_mask & 0xff else { return nil }
+        guard let object = object(tagged), object.type > layout.not_string_mask & 0xff,
+            let map = word(object.tagged &- 1), Self.isObject(map),
+            let bits = word(map &- 1, layout.map_bit_field3 & ~7)
+        else { return nil }
+        let field3 = UInt32(truncatingIfNeeded: layout.map_bit_field3 & 4 == 0 ? bits : bits &>> 32)
+        guard field3 & (1 &<< (layout.dictionary_shift & 31)) == 0 else { return nil }
+        let count = (field3 & layout.own_descriptors_mask) &>> (layout.own_descriptors_shift & 31)
+        guard count > 0, count <= 128, let descriptors = field(map, layout.map_descriptors), Self.isObject(descriptors)
+        else { return nil }
+        // A router shortens `url` while it serves what is mounted in it: the original one comes first.
         var url: UInt64?
         var original: UInt64?
         var method: UInt64?
-        eachOwnProperty(object.tagged) { name, index, map in
-            if name.isEqual("url") {
-                url = property(object.tagged, index, map)
-            } else if name.isEqual("originalUrl") {
-                // A router shortens `url` while it serves what is mounted in it.
-                original = property(object.tagged, index, map)
-            } else if name.isEqual("method") {
-                method = property(object.tagged, index, map)
+        var i: UInt32 = 0
+        var place = descriptors &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.descriptors_header))
+        while i < count {
+            if let key = word(place), let details = word(place &+ 8), Self.isInteger(details) {
+                let value = UInt32(truncatingIfNeeded: details &>> 32)
+                let name = lag_v8_property_name(key)
+                if name != 0, value & layout.property_location_mask == 0 {
+                    let index = (value & layout.property_index_mask) &>> (layout.property_index_shift & 31)
+                    let content = property(object.tagged, index, map)
+                    if name == LAG_V8_URL { url = content }
+                    if name == LAG_V8_ORIGINAL_URL { original = content }
+                    if name == LAG_V8_METHOD { method = content }
+                }
             }
+            place &+= 24
+            i &+= 1
         }
         guard let path = original ?? url, let method, isString(path), isString(method) else { return nil }
         return V8Request(method: method, path: path)
@@ -45,30 +61,6 @@ extension V8Memory {
     private func isString(_ tagged: UInt64) -> Bool {
         guard let found = object(tagged) else { return false }
         return found.type & layout.not_string_mask == 0
-    }
-
-    private func eachOwnProperty(_ tagged: UInt64, _ body: (V8Name, UInt32, UInt64) -> Void) {
-        guard let map = word(tagged &- 1), Self.isObject(map), let bits = word(map &- 1, layout.map_bit_field3 & ~7)
-        else { return }
-        let field3 = UInt32(truncatingIfNeeded: layout.map_bit_field3 & 4 == 0 ? bits : bits &>> 32)
-        guard field3 & (1 &<< layout.dictionary_shift) == 0 else { return }
-        let count = (field3 & layout.own_descriptors_mask) &>> layout.own_descriptors_shift
-        guard count > 0, count <= 128, let descriptors = field(map, layout.map_descriptors), Self.isObject(descriptors)
-        else { return }
-        var i: UInt32 = 0
-        var place = descriptors &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.descriptors_header))
-        while i < count {
-            if let key = word(place), let details = word(place &+ 8), Self.isInteger(details),
-                let name = V8Name(self, key)
-            {
-                let value = UInt32(truncatingIfNeeded: details &>> 32)
-                if value & layout.property_location_mask == 0 {
-                    body(name, (value & layout.property_index_mask) &>> layout.property_index_shift, map)
-                }
-            }
-            place &+= 24
-            i &+= 1
-        }
     }
 
     /// The value of a field property: within the object, or in the array that holds the rest.
@@ -82,41 +74,5 @@ extension V8Memory {
         if position < size &- start { return word(tagged &- 1 &+ (start &+ position) &* 8) }
         guard let rest = word(tagged &+ 7), Self.isObject(rest) else { return nil }
         return word(rest &- 1 &+ 16 &+ (position &- (size &- start)) &* 8)
-    }
-}
-
-/// The name of a property, as far as the ones that are looked for are long.
-struct V8Name {
-    private var bytes: UInt64 = 0
-    private var rest: UInt64 = 0
-    private let length: UInt64
-
-    /// An internalized name of eight bits a character; nil for anything else or longer.
-    init?(_ memory: V8Memory, _ tagged: UInt64) {
-        guard V8Memory.isObject(tagged), let lengths = memory.field(tagged, memory.layout.string_length & ~7) else {
-            return nil
-        }
-        length = memory.layout.string_length & 4 == 0 ? lengths & 0xffff_ffff : lengths &>> 32
-        guard length > 0, length <= 16, let object = memory.object(tagged),
-            object.type & memory.layout.not_string_mask == 0,
-            object.type & memory.layout.encoding_mask == memory.layout.one_byte,
-            let first = memory.field(tagged, memory.layout.string_chars)
-        else { return nil }
-        bytes = first
-        if length > 8 { rest = memory.field(tagged, memory.layout.string_chars &+ 8) ?? 0 }
-    }
-
-    func isEqual(_ text: StaticString) -> Bool {
-        guard text.hasPointerRepresentation, UInt64(truncatingIfNeeded: text.utf8CodeUnitCount) == length else {
-            return false
-        }
-        var i: UInt64 = 0
-        while i < length {
-            let word = i < 8 ? bytes : rest
-            let byte = UInt8(truncatingIfNeeded: word &>> ((i & 7) &* 8))
-            if byte != text.utf8Start[Int(truncatingIfNeeded: i)] { return false }
-            i &+= 1
-        }
-        return true
     }
 }

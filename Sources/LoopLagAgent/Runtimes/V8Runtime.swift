@@ -173,6 +173,7 @@ struct V8Runtime {
         builtins = V8Range.ofBuiltins(memory, bytes: lag_safe_read(isolate, memory, Self.isolateBytes))
     }
 
+    @inline(never)
     private func walkRegisters(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> V8Walk {
         var registers = capture.pointee.regs
         return withUnsafePointer(to: &registers) { tuple in
@@ -295,6 +296,7 @@ struct V8Runtime {
         }
     }
 
+    @inline(never)
     private func isNamed(_ frame: V8Frame, _ text: UnsafePointer<UInt8>, _ count: Int, _ memory: V8Memory) -> Bool {
         let length = functionName(frame.shared, memory, inferred: false)
         guard length == count else { return false }
@@ -322,6 +324,7 @@ struct V8Runtime {
 
     // MARK: - names, into `name`
 
+    @inline(never)
     private func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
         guard let value = memory.field(shared, memory.layout.shared_name) else { return 0 }
         let direct = lag_v8_string(value, name, 256)
@@ -345,6 +348,7 @@ struct V8Runtime {
         return 0
     }
 
+    @inline(never)
     private func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
         guard let value = memory.field(script, memory.layout.script_name) else { return 0 }
         let count = lag_v8_string(value, name, 1024)

@@ -39,6 +39,7 @@ struct V8Walk {
     }
 
     /// What kind of frame this is, for those that V8 marks; nil for a JavaScript frame, which has its context there.
+    @inline(never)
     private func marker(_ fp: UInt64) -> Int32? {
         guard let value = memory.word(fp, memory.layout.fp_context), value & 1 == 0 else { return nil }
         let type = value &>> 1
@@ -47,6 +48,7 @@ struct V8Walk {
     }
 
     /// Whether JavaScript was left for native code at this frame.
+    @inline(never)
     func isExit(_ fp: UInt64) -> Bool {
         guard isOnStack(fp), let type = marker(fp) else { return false }
         let layout = memory.layout

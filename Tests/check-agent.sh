@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The agent's shared object goes into other people's servers: this holds what it is made of against committed lists.
 #
-#   Tests/check-agent.sh [OBJECT]      default: .build/debug/liblooplag-agent.so
+#   Tests/check-agent.sh [OBJECT]      default: .build/release/liblooplag-agent.so
 #
 #   agent-imports.txt   every symbol it may import; a new one is a decision, not an accident
 #   agent-exports.txt   every symbol it exports
@@ -10,7 +10,7 @@ set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 
-object=${1:-.build/debug/liblooplag-agent.so}
+object=${1:-.build/release/liblooplag-agent.so}
 largest=$((128 * 1024))
 failures=0
 
@@ -23,7 +23,7 @@ fail() {
 list() { grep -v '^ *\(#\|$\)' "$1" | sort -u || true; }
 
 [ -f "$object" ] || {
-    fail "$object is missing; run swift build"
+    fail "$object is missing; run swift build -c release --product looplag-agent"
     exit 1
 }
 work=$(mktemp -d)

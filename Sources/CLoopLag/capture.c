@@ -18,6 +18,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+LAG_SMALL_CODE_BEGIN
+
 /* The state of a request lies in the two low bits of its cookie: one word, so that a signal that comes late, between
  * two of the handler's own instructions, cannot fill another thread's slot. */
 enum { REQUEST_IDLE, REQUEST_WANTED, REQUEST_COPYING, REQUEST_DONE };
@@ -268,3 +270,5 @@ const struct lag_capture *lag_capture_passive_frame(uint64_t sp, uint64_t pc, ui
 }
 
 uint64_t lag_capture_signals_sent(void) { return signals_sent; }
+
+LAG_SMALL_CODE_END

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+LAG_SMALL_CODE_BEGIN
+
 struct lag_python_loop lag_python_loops[LAG_MAX_LOOPS];
 static struct lag_python python;
 static struct lag_python_layout layout;
@@ -195,3 +197,5 @@ static void ask_interpreter(void) {
 const struct lag_python_check *lag_python_answer(void) {
     return __atomic_load_n(&check.state, __ATOMIC_ACQUIRE) == LAG_CHECK_ANSWERED ? &check : NULL;
 }
+
+LAG_SMALL_CODE_END

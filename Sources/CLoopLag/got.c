@@ -14,6 +14,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+LAG_SMALL_CODE_BEGIN
+
 /* The handle of the main program, whose search order is everybody's. RTLD_DEFAULT would find our own hooks first in an
  * injected object, since -Bsymbolic puts the object before the others in its own search order. */
 static void *main_program(void) {
@@ -213,3 +215,5 @@ bool lag_got_is_stale(void) {
     lag_scan_unlock();
     return scan.adds != seen_adds || scan.subs != seen_subs;
 }
+
+LAG_SMALL_CODE_END

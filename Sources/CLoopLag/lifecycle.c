@@ -15,6 +15,8 @@
 #include <sys/auxv.h>
 #include <unistd.h>
 
+LAG_SMALL_CODE_BEGIN
+
 uint32_t lag_life_word = LAG_LIFE_OFF;
 static uint32_t life_mode;
 static uint32_t life_epoch; /* one more with every start: an old watchdog ends when it sees a newer one */
@@ -176,3 +178,5 @@ void lag_life_discard(void) {
     segment_header = NULL;
     lag_loops_close();
 }
+
+LAG_SMALL_CODE_END

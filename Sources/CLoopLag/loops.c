@@ -16,6 +16,8 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+LAG_SMALL_CODE_BEGIN
+
 struct lag_live *lag_live_page;
 static struct lag_header *segment;
 static struct lag_loop_slot *slots;
@@ -327,3 +329,5 @@ bool lag_loop_read(const struct lag_loop_slot *slot, struct lag_loop_view *view)
     }
     return false;
 }
+
+LAG_SMALL_CODE_END

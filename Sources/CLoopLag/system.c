@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+LAG_SMALL_CODE_BEGIN
+
 static uint32_t on_duty;
 
 bool lag_thread_go_on_duty(void) {
@@ -314,3 +316,5 @@ uint32_t lag_runtime_thread_role(void) {
     if (!lag_v8_is_present()) return LAG_ROLE_UNKNOWN;
     return lag_v8_current_isolate() != 0 ? LAG_ROLE_SERVER : LAG_ROLE_HELPER;
 }
+
+LAG_SMALL_CODE_END

@@ -11,6 +11,8 @@
 #include <dlfcn.h>
 #include <string.h>
 
+LAG_SMALL_CODE_BEGIN
+
 /* v8::Location: both counted from 0. */
 struct location {
     int line, column;
@@ -393,3 +395,5 @@ bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset
         if (pause < 1000 * 1000) pause *= 2;
     }
 }
+
+LAG_SMALL_CODE_END

@@ -11,6 +11,8 @@
 #include <link.h>
 #include <string.h>
 
+LAG_SMALL_CODE_BEGIN
+
 static struct lag_v8_layout layout;
 static bool is_known;
 
@@ -218,3 +220,5 @@ const char *lag_v8_node_version(void) {
         if ((version[i] < '0' || version[i] > '9') && version[i] != '.') return NULL;
     return version;
 }
+
+LAG_SMALL_CODE_END

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+LAG_SMALL_CODE_BEGIN
+
 enum { MAX_NESTING = 8, MAX_SOURCE = 16 << 20 };
 
 static bool word(uint64_t address, uint64_t *value) { return lag_safe_read(address, value, 8) == 8; }
@@ -188,3 +190,5 @@ bool lag_v8_line(uint64_t source, uint64_t position, uint32_t *line, uint32_t *c
     *column = (uint32_t)(position - start) + 1;
     return true;
 }
+
+LAG_SMALL_CODE_END

@@ -160,9 +160,23 @@ int lag_hook_epoll_pwait2(int fd, struct epoll_event *events, int max, const str
  * polls are busy time (lag_wait_admit). */
 static inline bool polls_are_loops(void) { return (lag_families & LAG_FAMILY_POLL) != 0; }
 
-#define MEASURED_POLL(kind, call)                       \
-    if (LAG_LIKELY(!polls_are_loops())) return (call);  \
-    MEASURED(LAG_POLL_DESCRIPTOR, kind, call)
+/* Out of line: six more copies would cost more room than a call costs these rare loops time. */
+static __attribute__((noinline)) struct lag_loop_slot *poll_begins(uint32_t kind, uint64_t caller, uint64_t frame,
+                                                                   uint64_t *since) {
+    return wait_begins(LAG_POLL_DESCRIPTOR, kind, caller, frame, since);
+}
+
+static __attribute__((noinline)) void poll_ended(struct lag_loop_slot *slot, uint64_t since, int result) {
+    wait_ended(slot, since, result);
+}
+
+#define MEASURED_POLL(kind, call)                                        \
+    if (LAG_LIKELY(!polls_are_loops())) return (call);                   \
+    uint64_t since;                                                      \
+    struct lag_loop_slot *slot = poll_begins((kind), CALLER, FRAME, &since); \
+    int result = (call);                                                 \
+    if (LAG_LIKELY(slot != NULL)) poll_ended(slot, since, result);       \
+    return result
 
 int lag_hook_poll(struct pollfd *fds, nfds_t count, int timeout);
 int lag_hook_poll(struct pollfd *fds, nfds_t count, int timeout) {

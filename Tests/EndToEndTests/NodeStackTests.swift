@@ -89,12 +89,10 @@ extension EndToEnd {
                     #expect(stall.phase == (name == "tick" ? "nextTick" : "poll"), "\(node) \(name)")
                 }
             }
-            #expect(
-                run.worker?.threadName == (node == "NODE24" || node == "NODE22" ? run.worker?.threadName : "thread"))
-            try expectPool(run, node)
+            try expectPool(first, node)
             figure(
                 "\(node): \(exact) of \(BlocksRun.cases.count * 2) lines exact, "
-                    + "\(run.process.agent.signalsSent) signals, agent \(run.process.agent.cpuShare ?? 0) of a core")
+                    + "\(first.process.agent.signalsSent) signals, agent \(first.process.agent.cpuShare) of a core")
         }
 
         /// JavaScript stands between what it called and what called it.

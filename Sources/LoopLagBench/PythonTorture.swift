@@ -13,13 +13,13 @@ import LoopLagAgent
 enum PythonTorture {
     static func measure(into table: inout Table, _ plan: Plan) {
         let named = getenv("LOOPLAG_BENCH_PYTHONS").map { String(cString: $0) } ?? "python3"
-        for python in named.split(separator: ":").map(String.init) {
+        for (number, python) in named.split(separator: ":").map(String.init).enumerated() {
             let what = "python sample, \(python.split(separator: "/").suffix(3).joined(separator: "/"))"
             let bar = "pause p50 <= 150 us, bad lines <= 0.25 %, no crash"
             table.attempt(what, bar: bar) { (table) throws(BenchError) in
                 let library = try libraryPath(python)
                 let script = try plan.write(program, to: "torture.py")
-                let truth = plan.folder + "/truth-\(getpid())"
+                let truth = plan.folder + "/truth-\(number)"
                 guard let own = ProcFigures.executable(of: getpid()) else { throw BenchError("no /proc/self/exe") }
                 let host = try Host(
                     [own, "--python-torture", library, script, truth, plan.isQuick ? "2000" : "10000"],
@@ -27,12 +27,12 @@ enum PythonTorture {
                 defer { host.end() }
                 let line = try host.line(within: plan.isQuick ? 120 : 400)
                 let fields = line.split(separator: " ").compactMap { Double($0) }
-                guard fields.count == 9 else { throw BenchError("the worker said: \(line)") }
+                guard fields.count == 10 else { throw BenchError("the worker said: \(line)") }
                 let share = fields[3] > 0 ? fields[4] / fields[3] * 100 : 0
                 let version = "3.\(Int(fields[8]))"
                 table.add(
                     what,
-                    "\(version): \(Int(fields[0])) samples at \(Int(fields[1])) Hz, \(Int(fields[2])) dropped, "
+                    "\(version): \(Int(fields[0])) samples at \(Int(fields[1])) Hz, \(Int(fields[2])) dropped, \(Int(fields[9])) empty, "
                         + "\(Int(fields[3])) frames, bad \(rounded(share, digits: 3)) %, pause p50 "
                         + "\(rounded(fields[5] / 1000, digits: 1)) us, p99 \(rounded(fields[6] / 1000, digits: 1)) us, "
                         + "max \(rounded(fields[7] / 1000, digits: 0)) us", bar: bar,
@@ -92,8 +92,8 @@ enum PythonTorture {
                 return nil
             }, raw)
         guard started == 0 else { return 1 }
-        var arguments: [UnsafeMutablePointer<CChar>?] =
-            ["python", request.script, request.truth].map { strdup($0) } + [nil]
+        let words: [String] = ["python", request.script, request.truth]
+        var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) } + [nil]
         let status = unsafeBitCast(entry, to: Main.self)(3, &arguments)
         pthread_join(thread, nil)
         return status
@@ -109,6 +109,8 @@ private final class Sampler: @unchecked Sendable {
     private var seen: [String: Int] = [:]
     private var dropped = 0
     private var left: UInt64 = 0
+    /// Samples without one frame.
+    private var empty = 0
 
     init(_ request: PythonTorture.Request, tid: Int32, pthread: UInt64) {
         self.request = request
@@ -120,7 +122,7 @@ private final class Sampler: @unchecked Sendable {
         let deadline = Deadline(seconds: 60)
         while readFile(request.truth)?.hasSuffix("end\n") != true, !deadline.hasPassed { usleep(10_000) }
         guard var probe = CPythonProbe() else {
-            say("0 0 0 0 0 0 0 0 0")
+            say("0 0 0 0 0 0 0 0 0 0")
             return finish()
         }
         let began = lag_clock_now()
@@ -142,7 +144,10 @@ private final class Sampler: @unchecked Sendable {
 
     /// Counts the frames of one sample by function, file and line.
     private func note(_ bytes: UnsafeRawPointer, _ count: Int) {
-        guard count >= MemoryLayout<lag_managed>.stride else { return }
+        guard count >= MemoryLayout<lag_managed>.stride else {
+            empty += 1
+            return
+        }
         let header = bytes.load(as: lag_managed.self)
         let frames = bytes + MemoryLayout<lag_managed>.stride
         let texts = frames + Int(header.frames + header.blocker_frames) * MemoryLayout<lag_managed_frame>.stride
@@ -176,7 +181,7 @@ private final class Sampler: @unchecked Sendable {
         let rate = elapsed > 0 ? Double(pauses.count) / elapsed : 0
         say(
             "\(pauses.count) \(Int(rate)) \(dropped) \(frames) \(bad) \(quantile(0.5)) \(quantile(0.99)) "
-                + "\(pauses.last ?? 0) \(lag_python_found().pointee.version >> 16 & 0xff)")
+                + "\(pauses.last ?? 0) \(lag_python_found().pointee.version >> 16 & 0xff) \(empty)")
     }
 
     private func say(_ text: String) {

@@ -108,7 +108,7 @@ extension PythonTorture {
             made_anew(turn)
             asyncio.run(many())
             Thing(turn).cached(3)
-            spin(20000)
+            spin(2000)
 
         """#
 }

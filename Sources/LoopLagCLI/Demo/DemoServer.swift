@@ -8,7 +8,42 @@ import Glibc
 import LoopLagAttach
 import LoopLagModel
 
+/// Which server the demo shows.
+enum DemoHost: String, CaseIterable {
+    case swift, python
+}
+
 struct DemoServer {
+    /// What is started, and with what.
+    struct Program {
+        var path: String
+        /// With its own name first.
+        var arguments: [String]
+        var environment: [String: String]
+
+        /// - Parameter options: of the server's program, instead of what the live view gives it.
+        init(_ host: DemoHost, options: [String]? = nil) throws(Failure) {
+            environment = ["LOG_LEVEL": "error"]
+            switch host {
+            case .swift:
+                path = try DemoServer.locate()
+                arguments = [DemoServer.fileName] + (options ?? ["--load-endless", "--end-with-input"])
+            case .python:
+                path = try PythonDemo.interpreter()
+                arguments = PythonDemo.arguments(options ?? [])
+                environment["LD_PRELOAD"] = try Self.agent()
+            }
+        }
+
+        private static func agent() throws(Failure) -> String {
+            do throws(AttachError) {
+                return try AgentObject.locate().path
+            } catch {
+                throw Failure(error.message)
+            }
+        }
+    }
+
     static let fileName = "looplag-demo"
     private static let patience: Duration = .seconds(20)
 
@@ -50,14 +85,15 @@ struct DemoServer {
     // MARK: Its life
 
     /// Returns once it listens. Its load goes on until the server ends.
-    static func start(threshold: Duration) throws(Failure) -> DemoServer {
-        let path = try locate()
+    static func start(_ host: DemoHost, threshold: Duration) throws(Failure) -> DemoServer {
+        let program = try Program(host)
+        let path = program.path
         let server: DemoServer
         let output: Pipe
         do throws(SystemError) {
             output = try Pipe()
             defer { close(output.writing) }
-            server = try start(path, output: output.writing, threshold: threshold)
+            server = try start(program, output: output.writing, threshold: threshold)
         } catch {
             throw Failure("cannot start the demo's server \(path): \(error.reason)")
         }
@@ -71,15 +107,18 @@ struct DemoServer {
         return server
     }
 
-    private static func start(_ path: String, output: Int32, threshold: Duration) throws(SystemError) -> DemoServer {
+    private static func start(
+        _ program: Program, output: Int32, threshold: Duration
+    ) throws(SystemError) -> DemoServer {
         let input = try Pipe()
         defer { close(input.reading) }
         let errors = try temporaryFile()
         do throws(SystemError) {
+            var environment = program.environment
+            environment["LOOPLAG_THRESHOLD"] = DurationArgument.format(threshold)
             let process = try Subprocess.start(
-                path, [fileName, "--load-endless", "--end-with-input"],
-                streams: .init(input: input.reading, output: output, errors: errors),
-                environment: ["LOOPLAG_THRESHOLD": DurationArgument.format(threshold), "LOG_LEVEL": "error"])
+                program.path, program.arguments,
+                streams: .init(input: input.reading, output: output, errors: errors), environment: environment)
             return DemoServer(pid: process.pid, process: process, lifeline: input.writing, errors: errors)
         } catch {
             close(input.writing)

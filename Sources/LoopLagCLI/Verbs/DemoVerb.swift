@@ -10,6 +10,8 @@ import LoopLagModel
 import LoopLagReport
 import LoopLagTelemetry
 
+extension DemoHost: ExpressibleByArgument {}
+
 struct DemoVerb: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "demo",
@@ -23,6 +25,9 @@ struct DemoVerb: ParsableCommand {
     @Option(
         help: ArgumentHelp("End after this time.", valueName: "duration"), transform: DurationArgument.parse)
     var duration: Duration?
+
+    @Option(help: "The server: swift (Hummingbird), or python (FastAPI, where Python has it).") var host = DemoHost
+        .swift
 
     @OptionGroup var threshold: ThresholdOption
 
@@ -45,7 +50,7 @@ struct DemoVerb: ParsableCommand {
         if list { try become(["--list"]) }
         if serveOnly { try become(["--serve-only"]) }
         threshold.noteLimits()
-        let server = try DemoServer.start(threshold: threshold.threshold)
+        let server = try DemoServer.start(host, threshold: threshold.threshold)
         defer { server.stop() }
         try watch(server)
     }
@@ -89,15 +94,16 @@ struct DemoVerb: ParsableCommand {
 
     /// The server's program in our place: Ctrl-C, its output and its status are then its own.
     private func become(_ arguments: [String]) throws {
-        let path = try DemoServer.locate()
+        let program = try DemoServer.Program(host, options: arguments)
+        for (name, value) in program.environment where name != "LOG_LEVEL" { setenv(name, value, 1) }
         setenv("LOOPLAG_THRESHOLD", DurationArgument.format(threshold.threshold), threshold.given == nil ? 0 : 1)
         setenv("LOG_LEVEL", "error", 0)
         // What the server tells a person to type is what they typed.
         if let own = CommandLine.arguments.first { setenv("LOOPLAG_COMMAND", own, 1) }
         if !Entry.dispositions.ignoredPipe { signal(SIGPIPE, SIG_DFL) }
-        var words: [UnsafeMutablePointer<CChar>?] = ([DemoServer.fileName] + arguments).map { strdup($0) } + [nil]
+        var words: [UnsafeMutablePointer<CChar>?] = program.arguments.map { strdup($0) } + [nil]
         defer { words.forEach { free($0) } }
-        execv(path, &words)
-        throw Failure("cannot run the demo's server \(path): \(Console.reason(errno))")
+        execv(program.path, &words)
+        throw Failure("cannot run the demo's server \(program.path): \(Console.reason(errno))")
     }
 }

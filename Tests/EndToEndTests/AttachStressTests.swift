@@ -18,7 +18,7 @@ private final class CheckedLoad: Sendable {
 
     init(_ address: Address, _ speech: Speech, clients: Int = 2) {
         running = Mutex(clients)
-        nonisolated(unsafe) let address = address
+        let address = address
         for _ in 0..<clients {
             Thread { [self] in
                 do {

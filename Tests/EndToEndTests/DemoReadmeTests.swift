@@ -19,6 +19,8 @@ extension EndToEnd {
             case until(String, Int32)
             /// The same with a server that was killed.
             case ofTheDead(String)
+            /// The same with a server that was started without an agent.
+            case ofAPlainServer(String)
             /// Checked by somebody else, who is named.
             case elsewhere(String)
         }
@@ -36,6 +38,8 @@ extension EndToEnd {
             "looplag stalls --follow --on-stall 'cat >>stalls.log'": .until("(closed)", SIGINT),
             "looplag record 4242 --duration 30s -o lag.json": .says("report in lag.json"),
             "looplag postmortem 4242": .ofTheDead("looplag-demo"),
+            "looplag attach 4242": .ofAPlainServer("attached to"),
+            "looplag detach 4242": .ofAPlainServer("detached from"),
             "looplag ps --clean": .elsewhere("LeftoverTests: here it would take away what other tests left"),
             "looplag report lag.json": .says("STALLS"), "looplag dump 4242": .says("NIO-SGLTN"),
             "looplag doctor": .says("All that is needed works"),
@@ -98,6 +102,8 @@ extension EndToEnd {
             let follower = try Follower([host.pid])
             _ = try follower.stalls(closed: 1)
             follower.end()
+            let plain = try Host.demo(["--http-only", "--no-agent"])
+            defer { plain.end() }
             var done: Set<String> = []
             for command in commands where done.insert(command).inserted {
                 guard let form = Self.forms[command] else {
@@ -110,6 +116,10 @@ extension EndToEnd {
                     killed.child.send(SIGKILL)
                     _ = try killed.child.exitStatus()
                     try run(command, .says(text), pid: killed.pid, in: folder)
+                    continue
+                }
+                if case .ofAPlainServer(let text) = form {
+                    try run(command, .says(text), pid: plain.pid, in: folder)
                     continue
                 }
                 try run(command, form, pid: host.pid, in: folder)
@@ -146,7 +156,7 @@ extension EndToEnd {
                 }
                 let status = try child.exitStatus(within: .seconds(20))
                 #expect(status == .exited(0) || status == .exited(143), "\(line): \(status) \(child.errors.text)")
-            case .elsewhere, .ofTheDead: break
+            case .elsewhere, .ofTheDead, .ofAPlainServer: break
             }
         }
     }

@@ -83,8 +83,16 @@ public func diagnose(
     let holder = cause == .gilWait ? blockedBy?.frames.first(where: rules.isUserCode) : nil
     return StallDiagnosis(
         cause: cause, evidence: numbers, syscall: syscall, culprit: holder ?? culprit,
-        request: mostCommon(witnesses.compactMap(\.request)), task: mostCommon(witnesses.compactMap(\.task)),
+        request: isMostlyWithoutRequest(witnesses) ? nil : mostCommon(witnesses.compactMap(\.request)),
+        task: mostCommon(witnesses.compactMap(\.task)),
         phase: mostCommon(witnesses.compactMap(\.phase)), blockedBy: blockedBy)
+}
+
+/// In node a request is known exactly while its handler runs synchronously: what most samples do not show was not served
+/// for most of the stall.
+private func isMostlyWithoutRequest(_ samples: [StackSample]) -> Bool {
+    let scripts = samples.filter { sample in sample.frames.contains { $0.kind == .javascript } }
+    return !scripts.isEmpty && scripts.count { $0.request == nil } * 2 > scripts.count
 }
 
 /// The first of those that occur most.

@@ -115,14 +115,38 @@ function ask(port, path) {
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-// Functions with a number in their names, so that a stack says which request it belongs to.
-function numbered(prefix, number) {
-  const name = `${prefix}${number}`;
-  return { [name]() {
-    const end = Date.now() + 130;
-    while (Date.now() < end);
-  } }[name];
+function spin() {
+  const end = Date.now() + 130;
+  while (Date.now() < end);
 }
+
+// Functions with the request's number in their names, so that a stack says which request it belongs to.
+const blockers = {
+  sync0: function sync0() { spin(); },
+  late1: function late1() { spin(); },
+  sync2: function sync2() { spin(); },
+  late3: function late3() { spin(); },
+  sync4: function sync4() { spin(); },
+  late5: function late5() { spin(); },
+  sync6: function sync6() { spin(); },
+  late7: function late7() { spin(); },
+  sync8: function sync8() { spin(); },
+  late9: function late9() { spin(); },
+  sync10: function sync10() { spin(); },
+  late11: function late11() { spin(); },
+  sync12: function sync12() { spin(); },
+  late13: function late13() { spin(); },
+  sync14: function sync14() { spin(); },
+  late15: function late15() { spin(); },
+  sync16: function sync16() { spin(); },
+  late17: function late17() { spin(); },
+  sync18: function sync18() { spin(); },
+  late19: function late19() { spin(); },
+  sync20: function sync20() { spin(); },
+  late21: function late21() { spin(); },
+  sync22: function sync22() { spin(); },
+  late23: function late23() { spin(); },
+};
 
 async function serve() {
   const express = require('express');
@@ -131,12 +155,12 @@ async function serve() {
     cases[request.params.name](() => response.end('done\n'));
   });
   app.get('/sync/:number', function syncRoute(request, response) {
-    numbered('sync', request.params.number)();
+    blockers[`sync${request.params.number}`]();
     response.end('done\n');
   });
   app.get('/late/:number', async function lateRoute(request, response) {
     await pause(Number(request.params.number) % 7);
-    numbered('late', request.params.number)();
+    blockers[`late${request.params.number}`]();
     response.end('done\n');
   });
   const server = http.createServer(app).listen(0, '127.0.0.1');

@@ -38,7 +38,7 @@ enum PythonCost {
                 }
             }
             for name in names where !players.contains(where: { $0.name == name }) {
-                table.skip("  the same with \(name)", because: "it is not installed")
+                table.skip("  the same with \(name)", because: "it is not installed, or ended at once")
             }
             players.removeAll()
         }

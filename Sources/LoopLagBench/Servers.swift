@@ -122,7 +122,7 @@ enum Scripts {
 
         listener = socket.create_server(("127.0.0.1", 0))
         print("listening on http=%d" % listener.getsockname()[1], flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=3600))
         asyncio.run(server.serve(sockets=[listener]))
         """
 

@@ -78,3 +78,34 @@ extension EndToEnd {
         }
     }
 }
+
+extension EndToEnd {
+    @Suite("The demo's Python server")
+    struct PythonDemoTests {
+        @Test(
+            "demo --host python shows FastAPI's blocking functions, and says what is missing where it is not installed")
+        func demo() throws {
+            let python = try Tools.installed("PYTHON")
+            let result = try LoopLagTool.run(
+                ["demo", "--host", "python", "--duration", "7s"], environment: ["LOOPLAG_PYTHON": python])
+            #expect(result.status == .exited(0), "\(result.errors)")
+            #expect(
+                ["build_report", "charge_card", "check_password", "find_products"].contains {
+                    result.output.contains($0)
+                },
+                "\(result.output)")
+            let list = try LoopLagTool.run(
+                ["demo", "--host", "python", "--list"], environment: ["LOOPLAG_PYTHON": python])
+            #expect(list.output.contains("/pay"))
+            // -S leaves out the folder of installed packages: an interpreter without FastAPI.
+            let folder = try TemporaryFolder()
+            let bare = folder.path + "/python"
+            try "#!/bin/sh\nexec \(python) -S \"$@\"\n".write(toFile: bare, atomically: true, encoding: .utf8)
+            chmod(bare, 0o755)
+            let missing = try LoopLagTool.run(["demo", "--host", "python"], environment: ["LOOPLAG_PYTHON": bare])
+            #expect(missing.status == .exited(1))
+            #expect(missing.errors.contains("fastapi is not installed"), "\(missing.errors)")
+            #expect(missing.errors.contains("pip install fastapi uvicorn"))
+        }
+    }
+}

@@ -30,7 +30,7 @@ struct DemoServer {
                 arguments = [DemoServer.fileName] + (options ?? ["--load-endless", "--end-with-input"])
             case .python:
                 path = try PythonDemo.interpreter()
-                arguments = PythonDemo.arguments(options ?? [])
+                arguments = PythonDemo.arguments(path, options ?? [])
                 environment["LD_PRELOAD"] = try Self.agent()
             }
         }

@@ -21,7 +21,8 @@ enum PythonDemo {
         throw Failure("cannot find \(name) for the demo: install Python with FastAPI, or name it in LOOPLAG_PYTHON")
     }
 
-    static func arguments(_ more: [String]) -> [String] { ["python3", "-c", program] + more }
+    /// By its own path: that is how an interpreter finds the virtual environment that it belongs to.
+    static func arguments(_ interpreter: String, _ more: [String]) -> [String] { [interpreter, "-c", program] + more }
 
     static let program = #"""
         import sys

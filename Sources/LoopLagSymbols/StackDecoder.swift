@@ -66,7 +66,8 @@ public final class StackDecoder {
             isTruncated: !unwound.frames.isEmpty && !unwound.isRooted,
             isLate: sample.isLate,
             noStackReason: frames.isEmpty ? sample.noStackReason ?? "no registers" : nil, isInGC: sample.isInGC,
-            task: sample.managed?.task, request: sample.managed?.request, phase: sample.managed?.phase ?? JavaScriptPhase.phase(of: frames),
+            task: sample.managed?.task, request: sample.managed?.request,
+            phase: sample.managed?.phase ?? JavaScriptPhase.phase(of: frames),
             blockedBy: sample.managed?.blocker)
     }
 

@@ -66,6 +66,16 @@ public enum ReportBuilder {
                         clock: clock, frames: &frames))
             }
         }
+        // The loop that it stalled was found on the same thread afterwards; without one nobody knows what stalled.
+        for (number, provisional) in process.provisional.enumerated() {
+            guard let loop = loops.last(where: { $0.tid == provisional.stall.tid }) else { continue }
+            var stall = build(
+                provisional.stall, id: "\(prefix).provisional\(number + 1)", loopID: loop.id,
+                samples: provisional.samples, executable: to.executable, userCode: input.userCode, clock: clock,
+                frames: &frames)
+            stall.provisional = true
+            reported.append(stall)
+        }
         reported.sort { ($0.start, $0.id.count, $0.id) < ($1.start, $1.id.count, $1.id) }
         var result = ReportProcess(
             pid: to.identity.pid, command: to.command, executable: to.executable,

@@ -19,6 +19,8 @@ public struct ReportInput: Sendable {
         public var goneLoops: [LoopSnapshot]
         /// When the process started, nanoseconds since 1970; nil when unknown.
         public var startedWallNanoseconds: UInt64?
+        /// Stalls seen from outside before an agent was there.
+        public var provisional: [Provisional] = []
         /// The threads of a `dump`; nil in other reports.
         public var dump: [DumpedThread]?
 
@@ -35,6 +37,17 @@ public struct ReportInput: Sendable {
             self.goneLoops = goneLoops
             self.startedWallNanoseconds = startedWallNanoseconds
             self.dump = dump
+        }
+    }
+
+    /// A stall without a loop: what was seen of a thread from outside.
+    public struct Provisional: Sendable {
+        public var stall: StallRecord
+        public var samples: [StackSample]
+
+        public init(stall: StallRecord, samples: [StackSample]) {
+            self.stall = stall
+            self.samples = samples
         }
     }
 

@@ -21,7 +21,7 @@ extension EndToEnd {
         func states() throws {
             expectRefusal(try Attach.run(4_194_301), 3, "no process 4194301")
 
-            let parent = try Child(["sh", "-c", "sh -c 'exit 0' & echo zombie=$!; exec sleep 60"])
+            let parent = try Child(["sh", "-c", "sleep 1 & echo zombie=$!; exec sleep 60"])
             defer { parent.end() }
             let zombie = Int32(try parent.wait(forOutput: #"zombie=(\d+)"#)) ?? 0
             _ = try eventually("a zombie") { ProcessTable.statFields(of: zombie)?.first == "Z" ? true : nil }

@@ -35,6 +35,8 @@ final class Attaching {
     private var roots: [Int32] = []
     private var nextChildren: MonotonicTime?
     private var provisional: [StallEvent] = []
+    /// All that were seen from outside, over or not.
+    private(set) var provisionalStalls: [ProvisionalStall] = []
 
     /// Sees to all of them. Throws what no waiting would change.
     static func prepare(
@@ -153,11 +155,24 @@ final class Attaching {
                 failures.append(error)
             }
             provisional += attempt.takeEvents()
+            attempt.refreshStall(now: now)
+            keep(attempt.stall)
         }
         pending.removeAll { $0.isDone }
         guard !options.noChildren, !options.noAttach, nextChildren.map({ now >= $0 }) ?? true else { return }
         nextChildren = now.advanced(by: Self.childInterval)
         for root in roots { attachChildren(of: root) }
+    }
+
+    private func keep(_ stall: ProvisionalStall?) {
+        guard let stall else { return }
+        if let place = provisionalStalls.firstIndex(where: {
+            $0.identity == stall.identity && $0.record.start == stall.record.start
+        }) {
+            provisionalStalls[place] = stall
+        } else {
+            provisionalStalls.append(stall)
+        }
     }
 
     /// A fork of a measured process has the agent; what it has executed has not.

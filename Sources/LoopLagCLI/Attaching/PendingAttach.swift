@@ -90,14 +90,28 @@ final class PendingAttach {
         isOpen = false
     }
 
+    /// No loop is known yet: a slot that no segment has.
+    private static let noLoop = LoopID(slot: -1, generation: 0)
+
+    /// The stall that is or was seen; nil for a process that was never away for long.
+    private(set) var stall: ProvisionalStall?
+
+    /// While it is open it lasts until now.
+    func refreshStall(now: MonotonicTime) {
+        guard isOpen, let since = awaySince else { return }
+        stall?.record.duration = now.since(since)
+    }
+
     private func tell(_ kind: StallEvent.Kind, now: MonotonicTime) {
         guard let since = awaySince else { return }
         let pid = injector.pid
-        // No loop is known yet: a slot that no segment has.
-        let loop = LoopID(slot: -1, generation: 0)
+        let loop = Self.noLoop
         let stall = StallRecord(
             id: 0, loop: loop, tid: pid, state: kind == .closed ? .closed : .open, start: since,
             duration: now.since(since), detectedAt: now, sampleCount: samples.count, evidence: StallEvidence())
+        self.stall = ProvisionalStall(
+            identity: injector.facts.identity, server: injector.name, executable: injector.facts.executable,
+            record: stall, samples: samples)
         let diagnosis = diagnose(
             stall, samples: samples, executable: injector.facts.executable, userCode: userCode)
         var event = StallEvent(

@@ -110,6 +110,9 @@ final class Follower {
     }
 
     /// Follows what was attached, and lets the rest be attached between the looks.
+    /// What was seen from outside of processes into which no agent could be loaded yet.
+    var provisionalStalls: [ProvisionalStall] { attaching?.provisionalStalls ?? [] }
+
     func follow(_ attaching: Attaching) throws(Failure) {
         self.attaching = attaching
         for source in attaching.sources {

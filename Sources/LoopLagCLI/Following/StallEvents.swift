@@ -58,11 +58,13 @@ struct ReportWindow {
 
     func report(of follower: Follower, userCode: [String] = []) -> Report {
         let processes = follower.processes.map { process in
-            ReportInput.Process(
+            var input = ReportInput.Process(
                 from: process.includesHistory ? nil : process.baseline, to: process.latest,
                 stalls: process.stallHistory, samples: process.samples.values.flatMap { $0 },
                 callers: process.loopCallers, goneLoops: process.goneLoops,
                 startedWallNanoseconds: process.facts?.startedWallNanoseconds)
+            input.provisional = follower.provisionalStalls.filter { $0.identity == process.identity }.map(\.reported)
+            return input
         }
         return ReportBuilder.build(
             ReportInput(

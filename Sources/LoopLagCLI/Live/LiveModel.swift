@@ -102,12 +102,25 @@ final class LiveModel {
                 }
             }
         }
+        let outside = follower.provisionalStalls.map(view)
+        open += outside.filter(\.isOpen)
         closed.sort { ($1.start, $1.stall.id) < ($0.start, $0.stall.id) }
         let recent = closed.prefix(Self.stallLimit).map { entry in
             view(of: entry.stall, minutes[entry.minute].process, minutes[entry.minute], isOpen: false)
         }
         stallViews = stallViews.filter(\.value.isUsed)
-        return open.sorted { ($1.lengthNS, $0.id) < ($0.lengthNS, $1.id) } + recent
+        // What was seen before the agent was there is older than anything that it measured.
+        return open.sorted { ($1.lengthNS, $0.id) < ($0.lengthNS, $1.id) } + recent + outside.filter { !$0.isOpen }
+    }
+
+    private func view(of stall: ProvisionalStall) -> LiveStall {
+        LiveStall(
+            id: "\(stall.identity.pid).provisional", pid: stall.identity.pid, server: stall.server, loopID: "",
+            loop: "not measured yet", isOpen: stall.isOpen, lengthNS: stall.record.duration.nanosecondCount,
+            time: TimeOfDay.text(Clock.wall(of: stall.record.start), milliseconds: true),
+            diagnosis: diagnose(
+                stall.record, samples: stall.samples, executable: stall.executable, userCode: userCode),
+            samples: stall.samples, userCode: UserCode(executable: stall.executable, prefixes: userCode))
     }
 
     private func isShown(_ stall: StallRecord, _ minute: ProcessMinute) -> Bool {

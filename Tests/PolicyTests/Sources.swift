@@ -9,10 +9,23 @@ struct SourceFile {
 
     var lines: [Substring] { text.split(separator: "\n", omittingEmptySubsequences: false) }
 
+    /// Those outside texts of several lines, which may hold a program in another language.
+    private var ownLines: [Substring] {
+        var isText = false
+        return lines.filter { line in
+            let wasText = isText
+            if !line.split(separator: "\"\"\"", omittingEmptySubsequences: false).count.isMultiple(of: 2) {
+                return !wasText
+            }
+            isText.toggle()
+            return !wasText
+        }
+    }
+
     /// The modules that a Swift file imports.
     var imports: Set<String> {
         Set(
-            lines.compactMap { line in
+            ownLines.compactMap { line in
                 var words = line.split(separator: " ")[...]
                 // Attributes and access levels may stand before.
                 while let word = words.first, word.hasPrefix("@") || Self.accessLevels.contains(word) {

@@ -29,6 +29,8 @@ extension EndToEnd {
 
         private static let forms: [String: Form] = [
             "looplag demo": .says("STALLS by culprit"), "looplag demo --serve-only": .until("(listens on)", SIGINT),
+            "looplag demo --host python": .until("(closed|busy)", SIGINT),
+            "looplag demo --host node": .until("(closed|busy)", SIGINT),
             "looplag demo --list": .says("/thumbnail"), "looplag run -- CMD ...": .says("measuring"),
             "looplag run -o lag.json -- CMD ...": .says("report in lag.json"),
             "looplag top": .until("(busy)", SIGINT), "looplag top 4242 --bell": .until("(busy)", SIGINT),

@@ -10,7 +10,7 @@ import LoopLagModel
 
 /// Which server the demo shows.
 enum DemoHost: String, CaseIterable {
-    case swift, python
+    case swift, python, node
 }
 
 struct DemoServer {
@@ -31,6 +31,10 @@ struct DemoServer {
             case .python:
                 path = try PythonDemo.interpreter()
                 arguments = PythonDemo.arguments(path, options ?? [])
+                environment["LD_PRELOAD"] = try Self.agent()
+            case .node:
+                path = try NodeDemo.program()
+                arguments = NodeDemo.arguments(path, options ?? [])
                 environment["LD_PRELOAD"] = try Self.agent()
             }
         }
@@ -54,6 +58,19 @@ struct DemoServer {
     private let errors: Int32
 
     // MARK: Finding
+
+    /// A program of the search path, or the one that a variable names.
+    static func find(_ usual: String, variable: String, remedy: String) throws(Failure) -> String {
+        let named = getenv(variable).map { String(cString: $0) } ?? ""
+        let name = named.isEmpty ? usual : named
+        if name.contains("/") {
+            guard access(name, X_OK) == 0 else { throw Failure("cannot run \(name): \(Console.reason(errno))") }
+            return name
+        }
+        let folders = (getenv("PATH").map { String(cString: $0) } ?? "/usr/bin:/bin").split(separator: ":")
+        for folder in folders where access("\(folder)/\(name)", X_OK) == 0 { return "\(folder)/\(name)" }
+        throw Failure("cannot find \(name) for the demo: \(remedy), or name it in \(variable)")
+    }
 
     static func locate() throws(Failure) -> String {
         let named = getenv("LOOPLAG_DEMO").map { String(cString: $0) }

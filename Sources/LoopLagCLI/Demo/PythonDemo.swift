@@ -4,21 +4,10 @@
 /// anywhere; the agent comes by LD_PRELOAD, as `looplag run` gives it. It ends with its standard input. LOOPLAG_PYTHON names
 /// the interpreter, else `python3` of the search path.
 
-import Glibc
-import LoopLagAttach
-
 enum PythonDemo {
     /// The interpreter's path.
     static func interpreter() throws(Failure) -> String {
-        let named = getenv("LOOPLAG_PYTHON").map { String(cString: $0) } ?? ""
-        let name = named.isEmpty ? "python3" : named
-        if name.contains("/") {
-            guard access(name, X_OK) == 0 else { throw Failure("cannot run \(name): \(Console.reason(errno))") }
-            return name
-        }
-        let folders = (getenv("PATH").map { String(cString: $0) } ?? "/usr/bin:/bin").split(separator: ":")
-        for folder in folders where access("\(folder)/\(name)", X_OK) == 0 { return "\(folder)/\(name)" }
-        throw Failure("cannot find \(name) for the demo: install Python with FastAPI, or name it in LOOPLAG_PYTHON")
+        try DemoServer.find("python3", variable: "LOOPLAG_PYTHON", remedy: "install Python with FastAPI")
     }
 
     /// By its own path: that is how an interpreter finds the virtual environment that it belongs to.

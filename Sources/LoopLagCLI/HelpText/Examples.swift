@@ -19,6 +19,7 @@ enum Examples {
         "demo": [
             Example("looplag demo", "a misbehaving server, watched live, until q"),
             Example("looplag demo --duration 20s", "the same for 20 seconds"),
+            Example("looplag demo --host node", "with a Node.js server; python: with FastAPI"),
             Example("looplag demo --serve-only", "only the server, to try the other verbs on"),
             Example("looplag demo --list", "what its routes do wrong"),
         ],

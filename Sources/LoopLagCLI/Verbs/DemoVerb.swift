@@ -26,7 +26,7 @@ struct DemoVerb: ParsableCommand {
         help: ArgumentHelp("End after this time.", valueName: "duration"), transform: DurationArgument.parse)
     var duration: Duration?
 
-    @Option(help: "The server: swift (Hummingbird), or python (FastAPI, where Python has it).") var host = DemoHost
+    @Option(help: "The server: swift (Hummingbird), python (FastAPI, where Python has it), or node.") var host = DemoHost
         .swift
 
     @OptionGroup var threshold: ThresholdOption

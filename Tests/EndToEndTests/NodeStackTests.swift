@@ -145,7 +145,8 @@ extension EndToEnd {
             #expect(pool.threads == 4)
             #expect(pool.busy?.max == 4)
             #expect(pool.inFlight?.max == 16)
-            #expect(pool.queueDepth?.max == 12)
+            // Twelve once all four threads have taken one; a look may come before that.
+            #expect((12...16).contains(pool.queueDepth?.max ?? 0))
             // Sixteen jobs of a quarter of a second on four threads: the last four wait for three rounds.
             let longest = try #require(pool.queueWait?.maxNS)
             #expect(longest > 450_000_000)

@@ -33,7 +33,8 @@ enum Targets {
                         + " try again once it serves")
             }
             return Failure(
-                "no agent in \(pid)\(name): load one with 'looplag attach \(pid)', or start the server with 'looplag run -- ...'")
+                "no agent in \(pid)\(name): load one with 'looplag attach \(pid)', or start the server with 'looplag run -- ...'"
+            )
         case .noSuchProcess, .gone: return Failure(error.message, status: Failure.gone)
         case .notPermitted: return Failure(error.message, status: Failure.notPermitted)
         case .untrusted, .corrupt, .otherVersion, .io: return Failure(error.message)

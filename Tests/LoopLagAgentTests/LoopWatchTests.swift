@@ -182,7 +182,9 @@ struct LoopWatchTests {
         var watch = LoopWatch.zero
         loop.begin(at: t0)
         watch.tick(0, loop.slot, t0 + threshold, &context)
-        for i in 0..<8 as Range<UInt64> { _ = context.book.open(slot: 1, view: lag_loop_view(), start: i, detected: i, events: 1) }
+        for i in 0..<8 as Range<UInt64> {
+            _ = context.book.open(slot: 1, view: lag_loop_view(), start: i, detected: i, events: 1)
+        }
         #expect(!fixture.stalls.contains { $0.start_ns == t0 })
         loop.end(at: t0 + 5 * threshold, recordedFrom: threshold)
         watch.tick(0, loop.slot, t0 + 6 * threshold, &context)

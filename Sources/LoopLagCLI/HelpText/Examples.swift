@@ -34,7 +34,7 @@ enum Examples {
             Example("looplag attach 4242 --verbose", "and say for how long it was stopped"),
         ],
         "detach": [
-            Example("looplag detach 4242", "give it back as it was"),
+            Example("looplag detach 4242", "give it back as it was")
         ],
         "ps": [
             Example("looplag ps", "processes with an agent"),

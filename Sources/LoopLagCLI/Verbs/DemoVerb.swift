@@ -26,8 +26,8 @@ struct DemoVerb: ParsableCommand {
         help: ArgumentHelp("End after this time.", valueName: "duration"), transform: DurationArgument.parse)
     var duration: Duration?
 
-    @Option(help: "The server: swift (Hummingbird), python (FastAPI, where Python has it), or node.") var host = DemoHost
-        .swift
+    @Option(help: "The server: swift (Hummingbird), python (FastAPI, where Python has it), or node.")
+    var host = DemoHost.swift
 
     @OptionGroup var threshold: ThresholdOption
 

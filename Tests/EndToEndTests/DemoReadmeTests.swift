@@ -142,7 +142,10 @@ extension EndToEnd {
             guard !{ if case .elsewhere = form { true } else { false } }() else { return }
             let child = try Child(
                 ["/bin/sh", "-c", "cd \(folder.path)\n\(line)"],
-                environment: ["PATH": programs.joined(separator: ":"), "HOME": folder.path + "/home", "TERM": "dumb"])
+                environment: [
+                    "PATH": programs.joined(separator: ":"), "HOME": folder.path + "/home", "TERM": "dumb",
+                    "LOOPLAG_PYTHON": Tools.installed("PYTHON"),
+                ])
             defer { child.end() }
             switch form {
             case .says(let text):

@@ -209,6 +209,10 @@ struct CPythonLayout {
             thread_cframe: UInt32(truncatingIfNeeded: threadCFrame),
             frame_is_in_cframe: cframeFrame == UInt64.max ? 0 : 1,
             cframe_frame: cframeFrame == UInt64.max ? 0 : UInt32(truncatingIfNeeded: cframeFrame),
+            cframe_previous: UInt32(truncatingIfNeeded: cframePrevious),
+            frame_code: UInt32(truncatingIfNeeded: frameCode),
+            frame_entry: UInt32(truncatingIfNeeded: minor == 11 ? frameIsEntry : frameOwner),
+            frame_entry_least: minor == 11 ? 1 : 3,
             frame_previous: UInt32(truncatingIfNeeded: framePrevious), frame_bytes: UInt32(truncatingIfNeeded: bytes),
             frame_least: UInt32(truncatingIfNeeded: frameLocals))
     }

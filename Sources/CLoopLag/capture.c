@@ -13,6 +13,7 @@
  */
 #include "internal.h"
 
+#include <linux/futex.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <ucontext.h>
@@ -162,6 +163,7 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
         capture.time_ns = began;
         capture.pause_ns = lag_now() - began;
         __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
+        lag_syscall6(SYS_futex, (long)&request, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
     }
     errno = saved;
 }
@@ -236,9 +238,9 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
     signals_sent += 1;
 
     uint64_t deadline = lag_now() + timeout_ns;
-    uint64_t pause = 20 * 1000;
     for (;;) {
-        if (__atomic_load_n(&request, __ATOMIC_ACQUIRE) == (cookie | REQUEST_DONE)) {
+        uint64_t state = __atomic_load_n(&request, __ATOMIC_ACQUIRE);
+        if (state == (cookie | REQUEST_DONE)) {
             *result = &capture;
             return LAG_DROP_NONE;
         }
@@ -250,10 +252,11 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
             /* It is copying at this moment, or was preempted or stopped there: its slot must not be reused before it
              * has left. A debugger may hold it for long. */
             deadline = now + timeout_ns;
-            if (pause < 50 * 1000 * 1000) pause *= 2;
         }
-        lag_sleep_until(now + pause);
-        if (pause < 1000 * 1000) pause *= 2;
+        /* Woken by the handler: what it copied points to objects that the thread may be about to free. The state lies
+         * in the low half of the word. */
+        struct timespec left = {(long)((deadline - now) / 1000000000), (long)((deadline - now) % 1000000000)};
+        lag_syscall6(SYS_futex, (long)&request, FUTEX_WAIT_PRIVATE, (long)(uint32_t)state, (long)&left, 0, 0);
     }
 }
 

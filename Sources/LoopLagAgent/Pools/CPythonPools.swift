@@ -181,7 +181,7 @@ struct CPythonPools {
         }
         var i: UInt64 = 0
         while i < count, i < 8 {
-            if memory.isText(memory.word(names &+ 24 &+ i &* 8) ?? 0, "work_queue") {
+            if memory.isText(frames.localName(names, i) ?? 0, "work_queue") {
                 return frames.reference(bytes, layout.frameLocals &+ i &* 8)
             }
             i &+= 1

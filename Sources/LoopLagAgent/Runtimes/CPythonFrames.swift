@@ -50,6 +50,11 @@ struct CPythonFrames {
         return memory.isA(codeType, code) ? code : nil
     }
 
+    /// The name of a code object's local variable; `names` is its tuple of them.
+    func localName(_ names: UInt64, _ index: UInt64) -> UInt64? {
+        memory.word(names &+ layout.tupleItems &+ index &* 8)
+    }
+
     // MARK: - all frames of a thread
 
     /// Adds the frames to the section, leaf first; returns how many were dropped because they made no sense.

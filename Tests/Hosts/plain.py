@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 
+import locking
 
 def spin(seconds):
     end = time.monotonic() + seconds
@@ -55,6 +56,7 @@ routes = {
     "/sleep": sleep_here,
     "/collect": collect_here,
     "/interpreter": wait_for_interpreter,
+    **locking.routes,
 }
 
 

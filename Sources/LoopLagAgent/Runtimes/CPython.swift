@@ -15,6 +15,7 @@ struct CPython {
     private let layout: CPythonLayout
     private let memory: CPythonMemory
     private let frames: CPythonFrames
+    private let locks: CPythonLocks
     private var request: CPythonRequest
     private let scratch: UnsafeMutableRawPointer
     private let text: UnsafeMutablePointer<UInt8>
@@ -43,6 +44,7 @@ struct CPython {
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
+        locks = CPythonLocks(frames, runtime)
         self.memory = frames.memory
         text = (memory + CPythonFrames.scratchBytes).assumingMemoryBound(to: UInt8.self)
         blocker = (memory + (CPythonFrames.scratchBytes &+ Self.textBytes))
@@ -121,7 +123,15 @@ struct CPython {
             request.describeTask(copy, modules: modules, now: sample.time_ns, into: &section)
         }
         if isCollecting(interpreter) { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
-        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { describeHolder(state, interpreter, into: &section) }
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 {
+            describeHolder(state, interpreter, into: &section)
+        } else if look.place == .inCall(202) {
+            let owner = locks.owner(copy, futex: look.arguments.0, spare: blocker)
+            if owner != 0, owner != state {
+                lag_python_copy(owner, blocker)
+                describeBlocker(into: &section)
+            }
+        }
     }
 
     /// The thread that holds the lock for which the sampled one waits: its frames are read while it runs.
@@ -129,11 +139,28 @@ struct CPython {
         let holder = lockHolder(interpreter)
         guard holder != 0, holder != waiting else { return }
         lag_python_copy(holder, blocker)
-        guard lockHolder(interpreter) == holder, let thread = threadNumber(holder) else { return }
+        guard lockHolder(interpreter) == holder else { return }
+        describeBlocker(into: &section)
+    }
+
+    /// The thread whose frames lie in `blocker`.
+    private func describeBlocker(into section: inout ManagedSection) {
+        guard let thread = threadNumber(blocker.pointee.thread_state) else { return }
         section.header.blocker_tid = thread
         let name = CPythonThreads.name(blocker, frames, into: text, capacity: 64)
         if name > 0 { section.header.blocker_name = section.text(text, name) }
         _ = frames.decode(blocker, stack: nil, asBlocker: true, into: &section)
+    }
+
+    /// Names a thread that holds a native mutex, if it runs Python; false when it does not.
+    func describeThread(_ thread: Int32, into section: inout ManagedSection) -> Bool {
+        guard isTrusted else { return false }
+        let state = CPythonThreads.find(runtime, frames) { threadNumber($0) == thread }
+        guard state != 0 else { return false }
+        lag_python_copy(state, blocker)
+        guard blocker.pointee.count > 0 else { return false }
+        describeBlocker(into: &section)
+        return true
     }
 
     /// The kernel's number of a thread state's thread.

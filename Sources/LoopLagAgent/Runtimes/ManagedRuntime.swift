@@ -16,10 +16,12 @@ struct NativeCall: Equatable {
 struct ManagedRuntime {
     private var python: CPython?
     private let fallback: CPythonFallback?
+    private let scratch: Scratch
     private var v8: V8Runtime?
     private var libuv: LibuvPool?
 
-    init(_ segment: Segment) {
+    init(_ segment: Segment, _ scratch: Scratch) {
+        self.scratch = scratch
         python = CPython(segment)
         fallback = CPythonFallback(segment.header)
         let header = segment.header
@@ -73,6 +75,13 @@ struct ManagedRuntime {
         python?.describe(capture, of: loop, look: look, into: &section, sample: &sample)
         if capture.pointee.fallback_bytes > 0 { fallback?.describe(capture, into: &section) }
         v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
+        // Any runtime's, also that of native code in an interpreter.
+        if section.header.blocker_tid == 0, let owner = MutexOwner.of(look, tid: sample.tid) {
+            section.header.blocker_tid = owner
+            if !(python?.describeThread(owner, into: &section) ?? false) {
+                MutexOwner.name(owner, scratch, into: &section)
+            }
+        }
     }
 
     /// A number that differs when the interpreter's frames on that thread are others; 0 = no interpreter.

@@ -17,6 +17,8 @@ struct ManagedRuntime {
     private var python: CPython?
     private var v8: V8Runtime?
     private var libuv: LibuvPool?
+    /// What the sampled thread was at before its stack was copied.
+    private var mark = lag_request_mark()
 
     init(_ segment: Segment) {
         python = CPython(segment)
@@ -34,6 +36,12 @@ struct ManagedRuntime {
         python?.release()
         v8?.release()
         libuv?.release()
+    }
+
+    /// Before anything of a sample of this thread is read: which request it is at now, where `--requests` notes that.
+    mutating func begin(tid: Int32) {
+        guard v8 != nil else { return }
+        mark = lag_request_now(tid)
     }
 
     /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
@@ -67,6 +75,18 @@ struct ManagedRuntime {
     ) {
         python?.describe(capture, of: loop, look: look, into: &section, sample: &sample)
         v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
+        nameRequest(loop.pointee.tid, &section)
+    }
+
+    /// The noted request comes before the one that the stack shows: code that runs for another one can be called by it.
+    @inline(never)
+    private func nameRequest(_ tid: Int32, _ section: inout ManagedSection) {
+        guard mark.current != 0 else { return }
+        var request = lag_request()
+        guard lag_request_read(mark, tid, &request) else { return }
+        let text = lag_request_text(&request)
+        section.header.method = section.text(text, Int(request.method_bytes))
+        section.header.path = section.text(text + Int(request.method_bytes), Int(request.path_bytes))
     }
 
     /// A number that differs when the interpreter's frames on that thread are others; 0 = no interpreter.

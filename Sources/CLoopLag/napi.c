@@ -132,28 +132,33 @@ void lag_boards_want(bool wanted) {
 }
 
 struct lag_request_mark lag_request_now(int32_t tid) {
+    struct lag_request_mark mark = {0};
     for (int i = 0; i < LAG_MAX_LOOPS; i++) {
         const struct lag_board *board = __atomic_load_n(&boards[i], __ATOMIC_ACQUIRE);
         if (board == NULL) break;
         if (__atomic_load_n(&board->tid, __ATOMIC_ACQUIRE) != (uint32_t)tid) continue;
-        uint32_t turns = __atomic_load_n(&board->turns, __ATOMIC_ACQUIRE);
-        return (struct lag_request_mark){board, turns, __atomic_load_n(&board->current, __ATOMIC_ACQUIRE)};
+        mark.board = board;
+        mark.turns = __atomic_load_n(&board->turns, __ATOMIC_ACQUIRE);
+        mark.current = __atomic_load_n(&board->current, __ATOMIC_ACQUIRE);
+        if (mark.current > BOARD_SLOTS) mark.current = 0;
+        if (mark.current != 0) mark.seq = __atomic_load_n(&board->slots[mark.current - 1].seq, __ATOMIC_ACQUIRE);
+        break;
     }
-    return (struct lag_request_mark){NULL, 0, 0};
+    return mark;
 }
 
 bool lag_request_read(struct lag_request_mark mark, int32_t tid, struct lag_request *request) {
+    if (mark.board == NULL || mark.current == 0 || (mark.seq & 1) != 0) return false;
     const struct lag_board *board = mark.board;
-    if (board == NULL || mark.current == 0 || mark.current > BOARD_SLOTS) return false;
-    uint32_t i = mark.current - 1, seq = __atomic_load_n(&board->slots[i].seq, __ATOMIC_ACQUIRE);
+    const uint32_t i = mark.current - 1;
     request->method_bytes = board->slots[i].method_bytes;
     request->path_bytes = board->slots[i].path_bytes;
-    if ((seq & 1) != 0 || request->method_bytes + request->path_bytes > BOARD_SLOT_TEXT) return false;
+    if (request->method_bytes + request->path_bytes > BOARD_SLOT_TEXT) return false;
     memcpy(request->text, board->slots[i].text, BOARD_SLOT_TEXT);
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (__atomic_load_n(&board->slots[i].seq, __ATOMIC_RELAXED) != mark.seq) return false;
     struct lag_request_mark again = lag_request_now(tid);
-    return __atomic_load_n(&board->slots[i].seq, __ATOMIC_RELAXED) == seq && again.board == board &&
-           again.turns == mark.turns && again.current == mark.current;
+    return again.board == board && (mark.is_its_own || (again.turns == mark.turns && again.current == mark.current));
 }
 
 LAG_SMALL_CODE_END

@@ -348,12 +348,16 @@ static __attribute__((noinline)) void serve(void *isolate, void *data) {
             (void)lag_safe_read((uint64_t)isolate + request_entry_offset, &answer.entry_fp, 8);
         take_stack(request_entry, __builtin_frame_address(0));
         take_trace(isolate);
+        answer.request = lag_request_now(request_entry->slot->tid);
+        answer.request.is_its_own = true;
         below.time_ns = began;
         below.pause_ns = lag_now() - began;
         __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
     }
     errno = saved;
 }
+
+struct lag_request_mark lag_v8_answer_request(void) { return answer.request; }
 
 bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset, uint64_t timeout_ns,
                       const struct lag_v8_answer **out, const struct lag_capture **capture) {

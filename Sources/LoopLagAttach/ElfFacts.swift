@@ -90,7 +90,9 @@ public struct ElfFacts {
             let symbols = sections.first(where: { $0.name == ".dynsym" }), sections.indices.contains(symbols.link)
         else { return false }
         let strings = sections[symbols.link]
-        func word(_ at: UInt64) -> UInt64 { file.bytes(at: hash.offset &+ at, count: 4).map { Self.little($0, 0, 4) } ?? 0 }
+        func word(_ at: UInt64) -> UInt64 {
+            file.bytes(at: hash.offset &+ at, count: 4).map { Self.little($0, 0, 4) } ?? 0
+        }
         let (buckets, first, bloomWords) = (word(0), word(4), word(8))
         guard buckets > 0, buckets < 1 << 24, bloomWords < 1 << 20 else { return false }
         var code: UInt32 = 5381

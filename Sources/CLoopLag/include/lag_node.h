@@ -21,14 +21,17 @@ LAG_ANY_THREAD void lag_boards_want(bool wanted);
 struct lag_request_mark {
     const struct lag_board *board;
     uint32_t turns, current;
+    uint32_t seq;    /* of the text that `current` names */
+    bool is_its_own; /* made by the thread itself: what it was at then needs no second look */
 };
 enum { LAG_REQUEST_TEXT = 504 };
 struct lag_request {
     uint32_t method_bytes, path_bytes;
     uint8_t text[LAG_REQUEST_TEXT]; /* the method, and behind it the path */
 };
-LAG_ANY_THREAD struct lag_request_mark lag_request_now(int32_t tid);
-/* The request that the thread has been at ever since `mark`; false = none, or it was at others in between. */
+LAG_SIGNAL_SAFE struct lag_request_mark lag_request_now(int32_t tid);
+/* The request that the thread was at, of a mark of its own; else the one that it has been at ever since. False = none, it
+ * was at others in between, or the text has given way to that of another one. */
 LAG_ANY_THREAD bool lag_request_read(struct lag_request_mark mark, int32_t tid, struct lag_request *request);
 
 #pragma clang assume_nonnull begin

@@ -4,6 +4,7 @@
 #ifndef CLOOPLAG_V8_H
 #define CLOOPLAG_V8_H
 
+#include "lag_node.h"
 #include "looplag_layout.h"
 
 #include <stdbool.h>
@@ -78,6 +79,7 @@ struct lag_v8_frame {
 struct lag_v8_answer {
     uint64_t entry_fp;   /* c_entry_fp at that moment, 0 = unknown */
     uint64_t asked_ns;
+    struct lag_request_mark request;
     uint32_t frame_count;
     uint32_t text_bytes;
     struct lag_v8_frame frames[LAG_V8_MAX_FRAMES];
@@ -88,6 +90,9 @@ struct lag_v8_answer {
  * served at once; one that comes later is dropped. `entry_offset`: where c_entry_fp lies in the isolate. */
 LAG_ANY_THREAD bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset, uint64_t timeout_ns,
                                      const struct lag_v8_answer **answer, const struct lag_capture **capture);
+
+/* What the thread was at as it left its answer. */
+LAG_ANY_THREAD struct lag_request_mark lag_v8_answer_request(void);
 
 /* The characters of a V8 string as UTF-8, at most `capacity` bytes; -1 when it is no string that can be read. Reads
  * through lag_safe_read. */

@@ -63,8 +63,10 @@ struct ManagedRuntime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook, sample: inout lag_sample
     ) -> UnsafePointer<lag_capture> {
         guard v8 != nil else { return capture }
-        return v8?.refine(capture, slot: slot, generation: generation, of: loop, look: look, sample: &sample)
-            ?? capture
+        let refined =
+            v8?.refine(capture, slot: slot, generation: generation, of: loop, look: look, sample: &sample) ?? capture
+        if refined != capture { mark = lag_v8_answer_request() }
+        return refined
     }
 
     /// Adds to one sample what the interpreter was doing at that moment. The native stack is in `capture` already.

@@ -82,7 +82,8 @@ public final class Injector {
 
     /// What the agent is told: our variables over those that the process was started with.
     static func block(_ variables: [String: String], pid: Int32) throws(InjectError) -> [UInt8] {
-        var merged = ownVariables(of: pid).merging(variables) { $1 }
+        var merged = ProcessFacts.environment(pid: pid).filter { $0.key.hasPrefix("LOOPLAG_") }
+            .merging(variables) { $1 }
         if let value = merged["LOOPLAG_DISABLE"], !value.isEmpty, value != "0" {
             throw .unfit("LOOPLAG_DISABLE=\(ProcessFacts.printable(value)) is set in its environment")
         }
@@ -271,18 +272,6 @@ public final class Injector {
             }
         }
         return Array((found + [-1, -1, -1, -1]).prefix(4))
-    }
-
-    /// The LOOPLAG_* variables that the process was started with.
-    private static func ownVariables(of pid: Int32) -> [String: String] {
-        guard let bytes = try? ProcFile.read("/proc/\(pid)/environ") else { return [:] }
-        var found: [String: String] = [:]
-        for entry in bytes.split(separator: 0) where entry.starts(with: Array("LOOPLAG_".utf8)) {
-            let parts = String(decoding: entry, as: UTF8.self).split(
-                separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-            if parts.count == 2 { found[String(parts[0])] = String(parts[1]) }
-        }
-        return found
     }
 }
 

@@ -37,7 +37,8 @@ struct InspectorClient {
             else { throw InspectorError.unreachable("what listens there is no inspector, or serves another client") }
             let request = try JSONEncoder().encode(Request(expression: expression))
             let text = try ask(
-                group, path: "/\(identifier)", String(decoding: request, as: UTF8.self), within: end - ContinuousClock.now)
+                group, path: "/\(identifier)", String(decoding: request, as: UTF8.self),
+                within: end - ContinuousClock.now)
             return try Self.value(text)
         } catch let error as InspectorError {
             throw error

@@ -109,7 +109,9 @@ public final class InspectorRoute {
             throw failure(error, listener, isOwn: known != nil)
         }
         let isStillOpen = known == nil && !isClosed(listener)
-        guard let answer = NodeAnswer(text) else { throw .failed("its agent gave an answer that I do not know (\(text))") }
+        guard let answer = NodeAnswer(text) else {
+            throw .failed("its agent gave an answer that I do not know (\(ProcessFacts.printable(text)))")
+        }
         return try Success(
             port: listener.port, openFor: known == nil ? ContinuousClock.now - opened : nil, isStillOpen: isStillOpen,
             wasRunning: Injector.wasRunning(answer: answer.answer),
@@ -134,7 +136,8 @@ public final class InspectorRoute {
         var idleLooks = 0
         while ContinuousClock.now < end {
             guard ProcessFacts.isRunning(facts.identity) else { throw .gone }
-            if let new = Listener.own(pid: pid)?.first(where: { !before.contains($0) && isInspector($0) }) { return new }
+            let now = Listener.own(pid: pid) ?? []
+            if let new = now.first(where: { !before.contains($0) && isInspector($0) }) { return new }
             looks += 1
             idleLooks = node.isInEventLoop ? idleLooks + 1 : 0
             // One that comes back to its loop again and again has had its signal.
@@ -170,7 +173,8 @@ public final class InspectorRoute {
         let open = isOwn || isClosed(listener) ? "" : "; its inspector is still open on port \(listener.port)"
         switch error {
         case .unreachable(let reason):
-            return .failed("its inspector on port \(listener.port) cannot be used: \(ProcessFacts.printable(reason))\(open)")
+            return .failed(
+                "its inspector on port \(listener.port) cannot be used: \(ProcessFacts.printable(reason))\(open)")
         case .silent:
             return .failed(
                 "its inspector does not answer: its main thread is busy in native code; the agent comes in and the"

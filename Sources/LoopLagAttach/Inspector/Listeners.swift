@@ -25,7 +25,9 @@ struct Listener: Hashable {
             let fields = line.split(separator: 0x20).map { String(decoding: $0, as: UTF8.self) }
             guard fields.count > 9, fields[3] == "0A", let inode = UInt64(fields[9]) else { return nil }
             let local = fields[1].split(separator: ":")
-            guard local.count == 2, let port = Int(local[1], radix: 16), let host = address(local[0]) else { return nil }
+            guard local.count == 2, let port = Int(local[1], radix: 16), let host = address(local[0]) else {
+                return nil
+            }
             return Listener(inode: inode, port: port, host: host)
         }
     }

@@ -25,24 +25,21 @@ struct NodeProcess {
         }
         let files = ["/proc/\(facts.pid)/exe"] + libraries.map { "/proc/\(facts.pid)/root\($0)" }
         guard files.contains(where: { ElfFacts(path: $0)?.exports("napi_create_function") == true }) else { return nil }
-        let environment = (try? ProcFile.read("/proc/\(facts.pid)/environ")) ?? []
-        let prefix = Array("NODE_OPTIONS=".utf8)
-        let more = environment.split(separator: 0).first { $0.starts(with: prefix) }.map {
-            String(decoding: $0.dropFirst(prefix.count), as: UTF8.self)
-        }
+        let more = ProcessFacts.environment(pid: facts.pid)["NODE_OPTIONS"] ?? ""
         options =
             facts.command.dropFirst().filter { $0.hasPrefix("-") }
-            + (more ?? "").split(separator: " ").map(String.init).filter { $0.hasPrefix("-") }
+            + more.split(separator: " ").map(String.init).filter { $0.hasPrefix("-") }
     }
 
     // MARK: Its inspector
 
     /// The port that its inspector would use; nil for any that is free.
     var inspectorPort: Int? {
+        let names = ["--inspect", "--inspect-brk", "--inspect-wait", "--inspect-port", "--debug-port"]
         for option in options.reversed() {
             let parts = option.split(separator: "=", maxSplits: 1)
-            guard parts.count == 2, ["--inspect", "--inspect-brk", "--inspect-wait", "--inspect-port", "--debug-port"]
-                .contains(parts[0]), let port = parts[1].split(separator: ":").last.flatMap({ Int($0) })
+            guard parts.count == 2, names.contains(String(parts[0])),
+                let port = parts[1].split(separator: ":").last.flatMap({ Int($0) })
             else { continue }
             return port == 0 ? nil : port
         }
@@ -51,6 +48,7 @@ struct NodeProcess {
 
     /// Why SIGUSR1 must not be sent; nil when it may.
     func signalRefusal(trustsHandler: Bool) -> String? {
+        if options.contains("--no-addons") { return "it runs with --no-addons and loads no native modules" }
         let fields = Obstacle.status(pid)
         let mask = { (name: String) in fields[name].flatMap { UInt64($0, radix: 16) } ?? 0 }
         let bit: UInt64 = 1 << UInt64(SIGUSR1 - 1)
@@ -59,13 +57,13 @@ struct NodeProcess {
             where options.contains(where: { $0 == option || $0.hasPrefix(option + "=") }) {
                 return "it runs with \(option), which keeps its inspector closed"
             }
-            return "SIGUSR1, which asks node for its inspector, would end it or be lost: it has no handler for that signal"
+            return "it has no handler for SIGUSR1, which asks node for its inspector, and would end"
         }
         // A signal that is blocked in the main thread waits there, and opens the inspector at some later time.
         guard mask("SigBlk") & bit == 0 else { return "it blocks SIGUSR1, which asks node for its inspector" }
         if !trustsHandler, let file = sourceWithHandler() {
-            return "\(ProcessFacts.printable(file)) names SIGUSR1, so that signal may be the program's own and not node's;"
-                + " --inspector always sends it all the same"
+            return "\(ProcessFacts.printable(file)) names SIGUSR1, so that signal may be the program's own and not"
+                + " node's; --inspector always sends it all the same"
         }
         return nil
     }

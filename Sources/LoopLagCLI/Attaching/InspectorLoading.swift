@@ -72,14 +72,16 @@ struct InspectorLoading {
 
     private func tell(_ success: InspectorRoute.Success, pid: Int32, name: String, wasRefused: Bool) {
         let why = wasRefused ? "may not be traced: the agent" : "follows its requests: the agent"
-        let port =
-            success.openFor.map {
-                "port \(success.port), open for \($0.components.attoseconds / 1_000_000_000_000_000 + $0.components.seconds * 1000) ms"
-                    + (success.isStillOpen ? " and not closed yet" : " and closed again")
-            } ?? "port \(success.port), which was open before and stays so"
+        var port = "port \(success.port), which was open before and stays so"
+        if let open = success.openFor {
+            let milliseconds = open.components.seconds * 1000 + open.components.attoseconds / 1_000_000_000_000_000
+            port =
+                "port \(success.port), open for \(milliseconds) ms and "
+                + (success.isStillOpen ? "not closed yet" : "closed again")
+        }
         Console.error("\(pid) (\(name)) \(why) came in by node's inspector (\(port))")
         if success.followsRequests == false {
-            Console.error("\(pid) (\(name)): its requests cannot be followed; what it serves next is named by its stack only")
+            Console.error("\(pid) (\(name)): its requests cannot be followed: the agent has no room for them")
         }
     }
 }

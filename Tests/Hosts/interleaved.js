@@ -1,7 +1,7 @@
 // Requests that overlap in every way node has to go on later, each of which ends in a block of its own: the function that
 // blocks for request N is called block_N and its path ends in /N, so that a stack and a request tell whether they belong
 // together. Servers in the main thread (plain, Express, over TLS with --tls) and in a worker thread; with --cluster in two
-// cluster workers. A child process is the client, so that nobody waits for himself. Ends by itself.
+// cluster workers. A child process is the client, so that nobody waits for himself. Ends by itself, or with --serve never.
 'use strict';
 
 const cluster = require('node:cluster');
@@ -138,6 +138,7 @@ async function main() {
     const worker = new Worker(__filename);
     servers = [...await serve(), ...(await once(worker, 'message'))[0]];
   }
+  if (process.argv.includes('--serve')) { console.log(`serving ${servers.length}`); return; }
   const rounds = Number((process.argv.find((argument) => argument.startsWith('--rounds=')) ?? '=1').split('=')[1]);
   const child = fork(__filename, ['client', JSON.stringify(servers), String(rounds)]);
   const [status] = await once(child, 'exit');

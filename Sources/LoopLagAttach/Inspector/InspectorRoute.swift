@@ -32,17 +32,22 @@ public final class InspectorRoute {
     private let agent: String
     private let variables: [UInt8]
     private let trustsHandler: Bool
+    /// There while the process has our signal and has not come to open its inspector: whoever comes next closes it.
+    private let note: String?
 
     /// Looks at everything, and throws what can never work. nil when the process is not node.
     /// - Parameters:
     ///   - variables: LOOPLAG_* names and values for the agent, over those in the process's own environment.
     ///   - trustsHandler: send SIGUSR1 also where the program's source names that signal.
+    ///   - notes: a folder of ours, for what the next command line has to know; nil = there is none.
     public init?(
-        pid: Int32, agent: AgentObject, variables: [String: String], trustsHandler: Bool
+        pid: Int32, agent: AgentObject, variables: [String: String], trustsHandler: Bool, notes: String?
     ) throws(InjectError) {
         self.pid = pid
         self.trustsHandler = trustsHandler
         facts = try Obstacle.check(pid: pid, traces: false)
+        let started = facts.startTicks
+        note = notes.map { "\($0)/inspector-\(pid)-\(started)" }
         guard let node = NodeProcess(facts: facts) else { return nil }
         self.node = node
         self.agent = try Self.object(agent, pid: pid)
@@ -95,6 +100,8 @@ public final class InspectorRoute {
             throw .notPermitted("not permitted to see its open sockets, and so not which port its inspector has")
         }
         let known = node.inspectorPort.flatMap { port in before.first { $0.port == port } }
+        // Nor is one that opened too late for an earlier command line the process's own.
+        let isOurs = known == nil || note.map { unlink($0) == 0 } == true
         let opened = ContinuousClock.now
         let listener: Listener
         if let known { listener = known } else { listener = try open(before: before, end: end) }
@@ -102,18 +109,18 @@ public final class InspectorRoute {
         do throws(InspectorError) {
             text = try InspectorClient(host: listener.host, port: listener.port).evaluate(
                 NodeProgram.expression(
-                    agent: agent, variables: variables, closesInspector: known == nil,
+                    agent: agent, variables: variables, closesInspector: isOurs,
                     followsRequests: followsRequests),
                 within: max(end - ContinuousClock.now, .seconds(1)))
         } catch {
-            throw failure(error, listener, isOwn: known != nil)
+            throw failure(error, listener, isOurs: isOurs)
         }
-        let isStillOpen = known == nil && !isClosed(listener)
+        let isStillOpen = isOurs && !isClosed(listener)
         guard let answer = NodeAnswer(text) else {
             throw .failed("its agent gave an answer that I do not know (\(ProcessFacts.printable(text)))")
         }
         return try Success(
-            port: listener.port, openFor: known == nil ? ContinuousClock.now - opened : nil, isStillOpen: isStillOpen,
+            port: listener.port, openFor: isOurs ? ContinuousClock.now - opened : nil, isStillOpen: isStillOpen,
             wasRunning: Injector.wasRunning(answer: answer.answer),
             followsRequests: followsRequests ? answer.follows : nil)
     }
@@ -149,9 +156,11 @@ public final class InspectorRoute {
                 "it took SIGUSR1 and did not open its inspector: it has a handler of its own for that signal, or its"
                     + " inspector listens already on a port that I do not know, or could not listen")
         }
+        if let note { close(Glibc.open(note, O_WRONLY | O_CREAT | O_CLOEXEC, 0o600)) }
         throw .failed(
             "it has not opened its inspector yet: its main thread is busy in native code, and will open it on port"
-                + " \(node.inspectorPort.map(String.init) ?? "?") once it comes back; then 'looplag attach' uses it")
+                + " \(node.inspectorPort.map(String.init) ?? "?") once it comes back; attach again then, which closes it"
+        )
     }
 
     /// A server's own listener may be born at the same moment: the inspector's has its default port, or the named one.
@@ -168,9 +177,9 @@ public final class InspectorRoute {
         return false
     }
 
-    private func failure(_ error: InspectorError, _ listener: Listener, isOwn: Bool) -> InjectError {
+    private func failure(_ error: InspectorError, _ listener: Listener, isOurs: Bool) -> InjectError {
         guard ProcessFacts.isRunning(facts.identity) else { return .gone }
-        let open = isOwn || isClosed(listener) ? "" : "; its inspector is still open on port \(listener.port)"
+        let open = !isOurs || isClosed(listener) ? "" : "; its inspector is still open on port \(listener.port)"
         switch error {
         case .unreachable(let reason):
             return .failed(

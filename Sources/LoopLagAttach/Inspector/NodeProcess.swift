@@ -80,6 +80,7 @@ struct NodeProcess {
     /// The first file among the program's own that names the signal: its main module, and what that loads by a relative
     /// path. Packages are left out.
     private func sourceWithHandler() -> String? {
+        if command.contains(where: { $0.contains("SIGUSR1") }) { return "its command line" }
         let root = "/proc/\(pid)/root"
         guard let folder = ProcFile.target(ofLink: "/proc/\(pid)/cwd") else { return nil }
         var queue = command.dropFirst().prefix(32).filter { !$0.hasPrefix("-") }.prefix(2).flatMap {

@@ -39,7 +39,7 @@ struct InspectorLoading {
             }
             route = try InspectorRoute(
                 pid: pid, agent: object, variables: AgentLoading.variables(threshold: threshold),
-                trustsHandler: options.inspector == .always)
+                trustsHandler: options.inspector == .always, notes: CacheFolder.path)
             guard let route else {
                 throw refusal ?? .unfit("it is not node, and --requests follows node's requests only")
             }

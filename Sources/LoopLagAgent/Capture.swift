@@ -10,15 +10,15 @@ struct Capture {
     /// How long a running thread may take to serve the signal: it may be waiting for a CPU.
     private static let signalTimeout: UInt64 = 20_000_000
 
-    private let header: UnsafeMutablePointer<lag_header>
-    private let scratch: Scratch
+    let header: UnsafeMutablePointer<lag_header>
+    let scratch: Scratch
     private let takesStacks: Bool
     private let firstSignal: Int32
     private let stackBytes: UInt32
-    private(set) var ring: SampleRing
+    var ring: SampleRing
     private(set) var modules: ModuleTable
     var runtime: ManagedRuntime
-    private var section: ManagedSection
+    var section: ManagedSection
 
     init?(_ segment: Segment, _ settings: Settings, _ scratch: Scratch) {
         guard let ring = SampleRing(segment), let modules = ModuleTable(segment), let section = ManagedSection()
@@ -56,16 +56,20 @@ struct Capture {
     /// Brings the module table up to date, at most once a second.
     mutating func refreshModules(now: UInt64) -> Bool { modules.refresh(now: now) }
 
-    /// Takes one sample of a stalled thread. Returns the LAG_DROP_* reason when there is none.
+    /// Takes one sample of a loop's thread. Returns the LAG_DROP_* reason when there is none.
+    /// - Parameters:
+    ///   - stall: what it is taken for, 0 = none.
+    ///   - dump: the dump that asked for it, 0 = none.
     mutating func take(
-        slot: Int, pointer: UnsafeMutablePointer<lag_loop_slot>, view: lag_loop_view, stall: UInt64, look: ThreadLook,
-        now: UInt64
+        slot: Int, pointer: UnsafeMutablePointer<lag_loop_slot>, view: lag_loop_view, stall: UInt64, dump: UInt64 = 0,
+        look: ThreadLook, now: UInt64
     ) -> UInt32 {
         guard takesStacks else { return drop(LAG_DROP_DISABLED) }
         guard isPossible else { return drop(LAG_DROP_READ_FAILED) }
 
         var sample = lag_sample()
         sample.stall_id = stall
+        sample.dump = dump
         sample.loop_index = UInt32(truncatingIfNeeded: slot)
         sample.tid = view.tid
         sample.thread_state = look.state
@@ -99,6 +103,8 @@ struct Capture {
             sample.regs_valid =
                 1 &<< UInt32(LAG_REG_RBP) | 1 &<< UInt32(LAG_REG_RSP) | 1 &<< UInt32(LAG_REG_RIP)
         case .running:
+            // It is on its way into its wait, or out of it.
+            guard view.busy_since_ns != 0 else { return drop(LAG_DROP_MOVED) }
             let number = lag_capture_install(firstSignal)
             header.pointee.signal_number = number
             guard number != 0 else {
@@ -125,9 +131,11 @@ struct Capture {
         let index = UInt32(truncatingIfNeeded: slot)
         let capture = runtime.refine(
             native, slot: index, generation: view.generation, of: pointer, look: look, sample: &sample)
-        guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns else { return drop(LAG_DROP_MOVED) }
+        guard lag_load_u64(&pointer.pointee.busy_since_ns) == view.busy_since_ns,
+            lag_load_u64(&pointer.pointee.iterations) == view.iterations
+        else { return drop(LAG_DROP_MOVED) }
         sample.time_ns = capture.pointee.time_ns
-        sample.offset_ns = sample.time_ns &- view.busy_since_ns
+        sample.offset_ns = view.busy_since_ns != 0 ? sample.time_ns &- view.busy_since_ns : 0
         sample.pause_ns = capture.pointee.pause_ns
         sample.regs = capture.pointee.regs
         sample.stack_base = capture.pointee.stack_base

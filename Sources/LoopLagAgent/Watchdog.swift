@@ -16,6 +16,7 @@ struct Watchdog {
 
     private var context: WatchContext
     private var leases: Leases
+    private var dump = Dump()
     private let settings: Settings
     private let watches: UnsafeMutablePointer<LoopWatch>
     /// The start that this watchdog belongs to.
@@ -113,8 +114,8 @@ struct Watchdog {
                 watches[i].tick(i, context.segment.loops + i, now, &context)
                 i &+= 1
             }
-            let managed = context.capture.runtime.tick(
-                now: now, loops: context.segment.loops, count: used < context.segment.loopCount ? used : 0)
+            let managed = context.capture.runtime.tick(now: now, loops: context.segment.loops, count: i)
+            dump.serve(&context, loops: i, now: now)
             if context.modulesWanted, context.capture.refreshModules(now: now) { context.modulesWanted = false }
             if now &- selfCheckedAt >= Self.second { checkSelf(now, isLinked) }
             // Whoever may write the segment may end the agent. It is asked for by name: no other value means anything.

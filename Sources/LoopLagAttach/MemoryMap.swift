@@ -72,6 +72,14 @@ public struct MemoryMap: Sendable {
         }
     }
 
+    /// Whether a file with such a name, without its folders, is mapped.
+    public func hasFile(_ isWanted: (Substring) -> Bool) -> Bool {
+        mappings.contains { mapping in
+            guard let slash = mapping.path.lastIndex(of: "/") else { return false }
+            return isWanted(mapping.path[mapping.path.index(after: slash)...])
+        }
+    }
+
     func mapping(at address: UInt64) -> Mapping? {
         var low = 0
         var high = mappings.count

@@ -15,6 +15,13 @@ public struct CapturedThread: Sendable {
     /// On a processor, or ready for one.
     public var wasRunning: Bool
     public var sample: RawSample
+
+    public init(thread: ThreadFacts, syscallNumber: Int?, wasRunning: Bool, sample: RawSample) {
+        self.thread = thread
+        self.syscallNumber = syscallNumber
+        self.wasRunning = wasRunning
+        self.sample = sample
+    }
 }
 
 public struct StackCapture: Sendable {

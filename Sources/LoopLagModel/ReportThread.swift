@@ -29,10 +29,16 @@ public struct ReportThread: Hashable, Sendable, Codable {
     public var noStackReason: String?
     /// Of a busy thread.
     public var culprit: Frame?
+    /// The pool whose slot it holds.
+    public var poolID: String?
+    /// What it serves, where the interpreter says.
+    public var request: ReportStall.Request?
+    public var task: String?
 
     enum CodingKeys: String, CodingKey {
         case loopID = "loop_id", tid, threadName = "thread_name", state, sinceNS = "since_ns"
         case threadState = "thread_state", syscall, stack, truncated, method, noStackReason = "no_stack_reason", culprit
+        case poolID = "pool_id", request, task
     }
 
     public init(

@@ -35,13 +35,17 @@ public struct RawSample: Hashable, Sendable {
     public var isInGC: Bool
     /// The managed frames were served after the moment they were asked for.
     public var isLate: Bool
+    /// The dump that it was taken for; nil for a sample of a stall.
+    public var dump: UInt64?
+    /// Of a dump: the pool's slot whose worker it is.
+    public var pool: Int?
 
     public init(
         position: UInt64, stallID: UInt64, loopSlot: Int, tid: Int32, time: MonotonicTime, offset: Duration,
         pause: Duration, method: CaptureMethod, threadState: Character, syscallNumber: Int?, waitChannel: String?,
         isTruncated: Bool, noStackReason: String?, registers: [UInt64?], stackBase: UInt64, stack: [UInt8],
-        managed: ManagedStack? = nil, isInGC: Bool = false,
-        isLate: Bool = false
+        managed: ManagedStack? = nil, isInGC: Bool = false, isLate: Bool = false, dump: UInt64? = nil,
+        pool: Int? = nil
     ) {
         self.position = position
         self.stallID = stallID
@@ -62,6 +66,8 @@ public struct RawSample: Hashable, Sendable {
         self.managed = managed
         self.isInGC = isInGC
         self.isLate = isLate
+        self.dump = dump
+        self.pool = pool
     }
 }
 

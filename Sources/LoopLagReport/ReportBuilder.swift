@@ -172,7 +172,7 @@ public enum ReportBuilder {
         return result
     }
 
-    private static func printable(_ request: ReportStall.Request) -> ReportStall.Request {
+    static func printable(_ request: ReportStall.Request) -> ReportStall.Request {
         ReportStall.Request(method: PlainText.printable(request.method), path: PlainText.printable(request.path))
     }
 
@@ -182,7 +182,7 @@ public enum ReportBuilder {
             maxNS: pool.queueWaitMax?.nanosecondCount)
         let isKnown = pool.queueWaitP50 != nil || pool.queueWaitP99 != nil || pool.queueWaitMax != nil
         return ReportPool(
-            id: "\(prefix).p\(pool.slot)", kind: PlainText.printable(pool.kind), name: PlainText.printable(pool.name),
+            id: ReportIDs.pool(prefix: prefix, pool.slot), kind: PlainText.printable(pool.kind), name: PlainText.printable(pool.name),
             threads: pool.threads, busy: pool.busy, queueDepth: pool.queueDepth, inFlight: pool.inFlight,
             queueWait: isKnown ? wait : nil, method: pool.method)
     }
@@ -213,6 +213,7 @@ public enum ReportIDs {
 
     static func loop(prefix: String, _ id: LoopID) -> String { "\(prefix).\(id.slot).\(id.generation)" }
     static func stall(prefix: String, _ id: UInt64) -> String { "\(prefix).s\(id)" }
+    static func pool(prefix: String, _ slot: Int) -> String { "\(prefix).p\(slot)" }
 
     /// A pid that two processes of one report had one after the other gets a suffix, so that ids stay unique.
     static func prefixes(_ pids: [Int32]) -> [String] {

@@ -22,6 +22,8 @@ public struct DumpedThread: Sendable {
     public var sample: StackSample
     /// Of a busy thread.
     public var culprit: Frame?
+    /// The slot of the pool whose worker it is.
+    public var pool: Int?
 
     public init(
         loopID: LoopID?, loop: LoopClass?, tid: Int32, name: String, activity: ReportThread.Activity?,
@@ -42,13 +44,17 @@ public struct DumpedThread: Sendable {
     private var syscall: String? { syscallNumber.map { syscallName($0) ?? "syscall_\($0)" } }
 
     func reported(prefix: String, index: (Frame) -> Int) -> ReportThread {
-        ReportThread(
+        var thread = ReportThread(
             loopID: loopID.map { ReportIDs.loop(prefix: prefix, $0) }, tid: tid,
             threadName: PlainText.printable(name), state: activity, sinceNS: since?.nanosecondCount,
             threadState: String(sample.threadState), syscall: syscall, stack: sample.frames.map(index),
             truncated: sample.isTruncated, method: sample.method,
             noStackReason: sample.noStackReason.map(PlainText.printable),
             culprit: culprit.map(FrameText.printable))
+        thread.poolID = pool.map { ReportIDs.pool(prefix: prefix, $0) }
+        thread.request = sample.request.map(ReportBuilder.printable)
+        thread.task = sample.task.map(PlainText.printable)
+        return thread
     }
 
     // MARK: Text
@@ -62,6 +68,11 @@ public struct DumpedThread: Sendable {
             if loop.role == .helper { subject += "  (helper)" }
         }
         if !name.isEmpty, loop?.name != name { subject += " (\(name))" }
+        return PlainText.printable("\(subject)  \(state)")
+    }
+
+    /// "busy for 1.2 s in clock_nanosleep, stalled".
+    private var state: String {
         var state: String
         switch (activity, sample.threadState) {
         case (.busy, _): state = "busy"
@@ -74,12 +85,28 @@ public struct DumpedThread: Sendable {
         if let since { state += " for \(PlainText.duration(nanoseconds: since.nanosecondCount))" }
         if let syscall { state += " in \(syscall)" }
         if isStalled { state += ", stalled" }
-        return PlainText.printable("\(subject)  \(state)")
+        if let request = sample.request { state += ", \(request.method) \(request.path)" }
+        return state
     }
 
     /// The heading, then one line a frame, leaf first.
-    var lines: [String] {
-        var result = [heading]
+    var lines: [String] { [heading] + stack }
+
+    /// Whether both hold their slots with the same call, wherever that is called for.
+    fileprivate func isAlike(_ other: DumpedThread) -> Bool {
+        sample.frames == other.sample.frames && syscallNumber == other.syscallNumber
+    }
+
+    /// "thread 4243 in clock_nanosleep", or only the latter for several.
+    fileprivate func holding(_ count: Int) -> String {
+        var words = count == 1 ? ["thread \(tid)"] : []
+        words.append(syscall.map { "in \($0)" } ?? (sample.threadState == "R" ? "running" : "blocked"))
+        if count == 1, let request = sample.request { words.append("for \(request.method) \(request.path)") }
+        return PlainText.printable(words.joined(separator: " "))
+    }
+
+    fileprivate var stack: [String] {
+        var result: [String] = []
         if sample.frames.isEmpty {
             return result + ["    no stack: " + PlainText.printable(sample.noStackReason ?? "none was taken")]
         }
@@ -104,11 +131,35 @@ public struct DumpedThread: Sendable {
 }
 
 public enum DumpText {
-    /// Pools first, then the threads, a blank line between two.
+    /// The threads, then each pool with the stacks that hold its slots; a blank line between two.
     public static func text(title: String, pools: [PoolSnapshot], threads: [DumpedThread]) -> String {
-        var blocks = [[PlainText.printable(title)] + pools.map(line)]
-        for thread in threads { blocks.append(thread.lines) }
+        var blocks = [[PlainText.printable(title)]]
+        let rows = Set(pools.map(\.slot))
+        for thread in threads where thread.pool.map({ !rows.contains($0) }) ?? true { blocks.append(thread.lines) }
+        // Pools that nobody holds a slot of need no blank line between them.
+        var idle: [String] = []
+        for pool in pools {
+            let holders = threads.filter { $0.pool == pool.slot }
+            if holders.isEmpty { idle.append(line(pool)) } else { blocks.append([line(pool)] + folded(holders)) }
+        }
+        if !idle.isEmpty { blocks.append(idle) }
         return blocks.map { $0.joined(separator: "\n") + "\n" }.joined(separator: "\n")
+    }
+
+    /// Equal stacks once, the most frequent first.
+    private static func folded(_ threads: [DumpedThread]) -> [String] {
+        var groups: [[DumpedThread]] = []
+        for thread in threads {
+            if let place = groups.firstIndex(where: { $0[0].isAlike(thread) }) {
+                groups[place].append(thread)
+            } else {
+                groups.append([thread])
+            }
+        }
+        groups.sort { ($1.count, $0[0].tid) < ($0.count, $1[0].tid) }
+        return groups.flatMap { group in
+            ["  \(group.count) x \(group[0].holding(group.count))"] + group[0].stack
+        }
     }
 
     /// "pool libuv  4 of 4 busy, 12 queued".
@@ -126,6 +177,6 @@ public enum DumpText {
             facts.append("wait p99 \(PlainText.duration(nanoseconds: wait.nanosecondCount))")
         }
         if pool.method == .estimate { facts.append("estimated") }
-        return PlainText.printable("  pool \(name)  \(facts.joined(separator: ", "))")
+        return PlainText.printable("pool \(name)  \(facts.joined(separator: ", "))")
     }
 }

@@ -109,7 +109,8 @@ public final class ProcessTelemetry {
     private func newSamples() throws(TelemetryError) -> [RawSample] {
         let samples = try reader.samples(after: position)
         position = samples.last?.position ?? position
-        return samples
+        // What a dump asked for is no news of a stall.
+        return samples.filter { $0.dump == nil }
     }
 
     /// See `SegmentReader.hold(threshold:)`.

@@ -130,7 +130,7 @@ struct RingWalk {
         let channel = withUnsafePointer(to: raw.wait_channel) { Decode.field($0) }
         let hasStack = Int(raw.flags) & Int(LAG_SAMPLE_NO_STACK) == 0 && raw.stack_bytes > 0
         return RawSample(
-            position: raw.position, stallID: raw.stall_id, loopSlot: Int(raw.loop_index), tid: raw.tid,
+            position: raw.position, stallID: raw.stall_id, loopSlot: raw.loop_index == .max ? -1 : Int(raw.loop_index), tid: raw.tid,
             time: Decode.time(raw.time_ns), offset: Decode.duration(raw.offset_ns),
             pause: Decode.duration(raw.pause_ns), method: method, threadState: letter(raw.thread_state),
             syscallNumber: raw.syscall_nr >= 0 ? Int(raw.syscall_nr) : nil,
@@ -139,7 +139,8 @@ struct RingWalk {
             noStackReason: hasStack ? nil : Decode.dropReason(raw.no_stack_reason),
             registers: registers, stackBase: raw.stack_base, stack: hasStack ? Array(stack) : [],
             managed: managed(record), isInGC: Int(raw.flags) & Int(LAG_SAMPLE_IN_GC) != 0,
-            isLate: Int(raw.flags) & Int(LAG_SAMPLE_LATE) != 0)
+            isLate: Int(raw.flags) & Int(LAG_SAMPLE_LATE) != 0, dump: raw.dump != 0 ? raw.dump : nil,
+            pool: raw.pool > 0 && raw.pool <= UInt32(LAG_MAX_POOLS) ? Int(raw.pool) - 1 : nil)
     }
 
     /// The interpreter's section behind the stack copy; nil when there is none or it does not fit.

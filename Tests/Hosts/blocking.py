@@ -169,6 +169,23 @@ async def submit_jobs():
     return "done 0\n"
 
 
+pair = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pair")
+
+
+@app.get("/pair")
+async def wait_for_pair(jobs: int = 6, ms: int = 100):
+    """How long each of these jobs waited for one of two threads, in nanoseconds, by the jobs' own clock."""
+    loop = asyncio.get_running_loop()
+
+    def job(submitted):
+        waited = time.monotonic_ns() - submitted
+        time.sleep(ms / 1000)
+        return waited
+
+    waits = await asyncio.gather(*[loop.run_in_executor(pair, job, time.monotonic_ns()) for _ in range(jobs)])
+    return " ".join(str(wait) for wait in waits) + "\n"
+
+
 def burn():
     total = 0
     for i in range(2_000_000):

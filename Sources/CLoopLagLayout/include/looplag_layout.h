@@ -264,7 +264,9 @@ struct lag_sample {
     uint32_t stack_bytes;
     uint32_t managed_bytes; /* struct lag_managed with what follows it, behind the stack copy; 0 = none */
     char wait_channel[32];
-    uint64_t reserved[2];
+    uint64_t dump;  /* the dump_request that it answers; 0 = it belongs to a stall */
+    uint32_t pool;  /* of a dump: 1 + the index of the pool's slot whose worker it is, 0 = none; loop_index is then ~0 */
+    uint32_t reserved;
     /* stack_bytes of stack follow (a multiple of 8), then managed_bytes */
 };
 
@@ -428,7 +430,9 @@ struct lag_header {
     uint32_t strings_used;         /* [S] [W] bytes */
     uint32_t slots_patched;        /* [W] GOT slots, in linked and attached mode */
     uint64_t control;         /* [R] LAG_CONTROL_DETACH: give every slot back and end; anything else is no wish */
-    uint64_t reserved[15];
+    uint64_t dump_request;    /* [R] any number but dump_served: asks for one sample of each loop thread and busy worker */
+    uint64_t dump_served;     /* [W] the last dump_request whose samples are all in the ring */
+    uint64_t reserved[13];
 
     struct lag_lease leases[LAG_MAX_LEASES]; /* [R] */
 };

@@ -1,108 +1,117 @@
 /// The pools behind a Python server: every ThreadPoolExecutor, asyncio's default one among them, and anyio's limiter.
 ///
-/// Watchdog only, at its ticks, and never with the interpreter's lock. An executor is found by its workers: a thread
-/// whose frames hold `_worker` of concurrent/futures/thread.py has the queue in a local; it is idle when that frame is its
-/// leaf. The limiter is found through anyio.lowlevel. What has another shape than expected is not shown.
+/// Watchdog only, at its ticks, and never with the interpreter's lock. Executors are found by their workers (see
+/// CPythonWorkers), the limiter through anyio.lowlevel. While a loop turns or a pool is in use they are looked at every
+/// 20 ms, otherwise now and then. What has another shape than expected is not shown.
 
 import CLoopLag
 
 struct CPythonPools {
-    private static let threadsKnown = 160
     private static let poolCount = Int(LAG_MAX_POOLS)
     private static let calmGap: UInt64 = 100_000_000
     private static let busyGap: UInt64 = 20_000_000
-    private static let examinations: UInt32 = 20
     private static let keptUnseen: UInt64 = 2_000_000_000
     private static let textBytes = 128
+    private static let queueBytes: Int = PoolWaits.longestQueue &* 8
+    private static let holdersBytes: Int = PoolWaits.holderLimit &* 8
+    /// A set of borrowers that is larger is not looked through.
+    private static let setBytes: Int = 512 &* 16
 
-    /// What is known of a thread state.
-    private struct Worker {
-        var state: UInt64
-        var thread: UInt64
-        /// The queue that it serves; 0 = it is no worker, or not known yet.
-        var queue: UInt64
-        var workerCode: UInt64
-        var examined: UInt32
-        var isSettled: Bool
-        var seen: UInt64
-    }
-
+    private let header: UnsafeMutablePointer<lag_header>
     private let frames: CPythonFrames
     private let memory: CPythonMemory
     private let layout: CPythonLayout
-    private let workers: UnsafeMutablePointer<Worker>
-    private var workerCount = 0
+    private(set) var workers: CPythonWorkers
+    private var activity: LoopActivity
     private let pools: UnsafeMutablePointer<PoolSlot>
     private let rows: Int
+    private let queue: UnsafeMutablePointer<UInt64>
+    private let holders: UnsafeMutablePointer<UInt64>
+    private let set: UnsafeMutablePointer<UInt64>
     private let text: UnsafeMutablePointer<UInt8>
-    private let block: UnsafeMutableRawPointer?
-    private var nextTick: UInt64 = 0
-    private var lastTick: UInt64 = 0
+    private let block: UnsafeMutableRawPointer
     private var lastFull: UInt64 = 0
+    private var lastLook: UInt64 = 0
     /// anyio's per-loop variables: a plain dict inside a WeakKeyDictionary.
     private var loopVariables: UInt64 = 0
     private var limitersWantedAt: UInt64 = 0
-    /// Something waited in a queue at the last look.
-    private(set) var isBusy = false
+    /// When the pools are to be looked at again.
+    private var nextTick: UInt64 = 0
+    /// The same where it cannot wait for the watchdog's next look at calm loops.
+    private(set) var nextLook = UInt64.max
 
-    private static let workersBytes = threadsKnown &* MemoryLayout<Worker>.stride
-    private static let poolsBytes = poolCount &* MemoryLayout<PoolSlot>.stride
-    private static let blockBytes = workersBytes &+ poolsBytes &+ poolCount &* PoolSlot.memoryBytes &+ textBytes
+    private static let poolsBytes: Int = poolCount &* MemoryLayout<PoolSlot>.stride
+    private static let tableBytes: Int = CPythonWorkers.bytes &+ LoopActivity.bytes &+ poolsBytes
+    private static let waitsBytes: Int = poolCount &* PoolWaits.bytes
+    private static let listBytes: Int = queueBytes &+ holdersBytes &+ setBytes
+    private static let blockBytes: Int = tableBytes &+ waitsBytes &+ listBytes &+ textBytes
 
     init?(_ segment: Segment, _ frames: CPythonFrames) {
         self.frames = frames
+        header = segment.header
         memory = frames.memory
         layout = frames.layout
         guard let block = lag_memory_zeroed(Self.blockBytes) else { return nil }
         self.block = block
-        workers = block.bindMemory(to: Worker.self, capacity: Self.threadsKnown)
-        pools = (block + Self.workersBytes).bindMemory(to: PoolSlot.self, capacity: Self.poolCount)
+        var place = block
+        workers = CPythonWorkers(frames, place)
+        place += CPythonWorkers.bytes
+        activity = LoopActivity(place)
+        place += LoopActivity.bytes
+        pools = place.bindMemory(to: PoolSlot.self, capacity: Self.poolCount)
+        place += Self.poolsBytes
         // The table as the start has just laid it out: later the file may say anything.
         let table = segment.header.pointee.pools
         let count = Int(table.count)
         rows = count < Self.poolCount ? count : Self.poolCount
         let first = (segment.base + Int(table.offset)).bindMemory(to: lag_pool_slot.self, capacity: rows)
-        var place = block + (Self.workersBytes &+ Self.poolsBytes)
         var i = 0
         while i < rows {
             (pools + i).initialize(to: PoolSlot(first + i, place))
-            place += PoolSlot.memoryBytes
+            place += PoolWaits.bytes
             i &+= 1
         }
-        text = (block + (Self.blockBytes &- Self.textBytes)).assumingMemoryBound(to: UInt8.self)
+        queue = place.bindMemory(to: UInt64.self, capacity: PoolWaits.longestQueue)
+        holders = (place + Self.queueBytes).bindMemory(to: UInt64.self, capacity: PoolWaits.holderLimit)
+        place += Self.queueBytes &+ Self.holdersBytes
+        set = place.bindMemory(to: UInt64.self, capacity: Self.setBytes / 8)
+        text = (place + Self.setBytes).assumingMemoryBound(to: UInt8.self)
     }
 
-    func release() {
-        if let block { lag_memory_free(block, Self.blockBytes) }
-    }
+    func release() { lag_memory_free(block, Self.blockBytes) }
 
-    /// When the pools want to be looked at again.
-    var nextLook: UInt64 { nextTick }
-
+    /// - Parameter isFull: whether to look for new threads and pools whenever that was last done.
+    @inline(never)
     mutating func tick(
-        now: UInt64, interpreter: UInt64, modules: UInt64, copy: UnsafeMutablePointer<lag_python_frames>
+        now: UInt64, interpreter: UInt64, modules: UInt64, copy: UnsafeMutablePointer<lag_python_frames>,
+        loops: UnsafeMutablePointer<lag_loop_slot>, count: Int, isFull: Bool = false
     ) {
-        guard now >= nextTick, rows > 0 else { return }
-        if lastTick == 0 { lastTick = now }
-        isBusy = false
-        // Between two full looks only what waits is followed.
-        let isFull = now &- lastFull >= Self.calmGap
-        if isFull {
+        guard isFull || now >= nextTick, rows > 0 else { return }
+        activity.look(loops, count, now: now)
+        if isFull || now &- lastFull >= Self.calmGap || workers.wantsRefresh(interpreter) {
             lastFull = now
             lookAtThreads(now, interpreter, copy)
-            findLimiters(now, modules)
         }
-        readPools(now, isFull)
+        findLimiters(now, modules)
+        lastLook = now
+        var isInUse = false
+        var known = 0
         var i = 0
         while i < rows {
             if pools[i].identity != 0 {
-                pools[i].settle(now: now, lastTick: lastTick)
+                if pools[i].kind == UInt32(LAG_POOL_ANYIO) { readLimiter(i, now) } else { readExecutor(i, now) }
                 if now &- pools[i].lastSeen > Self.keptUnseen { pools[i].end() }
+                if pools[i].isInUse { isInUse = true }
+                known &+= 1
             }
             i &+= 1
         }
-        lastTick = now
-        nextTick = now &+ (isBusy ? Self.busyGap : Self.calmGap)
+        // Over its budget the agent looks at pools as seldom as it can.
+        let isFollowed =
+            known > 0 && (isInUse || activity.hasTurned)
+            && header.pointee.degraded & UInt64(LAG_DEGRADED_BUDGET) == 0
+        nextTick = now &+ (isFollowed ? Self.busyGap : Self.calmGap)
+        nextLook = isFollowed ? nextTick : UInt64.max
     }
 
     // MARK: - executors
@@ -110,113 +119,28 @@ struct CPythonPools {
     private mutating func lookAtThreads(
         _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>
     ) {
-        var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
-        var states = 0
-        while state != 0, states < 512 {
-            states &+= 1
-            let thread = memory.word(state &+ layout.threadID) ?? 0
-            if let index = index(of: state, thread, now) {
-                workers[index].seen = now
-                if !workers[index].isSettled { examine(index, copy) }
-            }
-            state = memory.word(state &+ layout.threadNext) ?? 0
-        }
-        // Those that have ended make room.
-        var kept = 0
+        workers.refresh(now, interpreter, copy)
         var i = 0
-        while i < workerCount {
-            if workers[i].seen == now {
-                if kept != i { workers[kept] = workers[i] }
-                kept &+= 1
+        while i < workers.count {
+            let worker = workers[i]
+            if worker.kind == .executor, pool(worker.queue) == nil, let free = pool(0) {
+                lag_python_copy(worker.state, copy)
+                let count = name(copy)
+                // Found at the first look at its first thread: it was not there at the look before.
+                pools[free].begin(
+                    worker.queue, kind: Int(LAG_POOL_EXECUTOR), name: text, count: count, now: now,
+                    since: worker.examined == 1 ? lastLook : 0)
             }
             i &+= 1
         }
-        workerCount = kept
     }
-
-    private mutating func index(of state: UInt64, _ thread: UInt64, _ now: UInt64) -> Int? {
-        var i = 0
-        while i < workerCount {
-            if workers[i].state == state {
-                if workers[i].thread != thread { workers[i] = Self.fresh(state, thread) }
-                return i
-            }
-            i &+= 1
-        }
-        guard workerCount < Self.threadsKnown else { return nil }
-        workers[workerCount] = Self.fresh(state, thread)
-        workerCount &+= 1
-        return workerCount &- 1
-    }
-
-    private static func fresh(_ state: UInt64, _ thread: UInt64) -> Worker {
-        Worker(state: state, thread: thread, queue: 0, workerCode: 0, examined: 0, isSettled: false, seen: 0)
-    }
-
-    /// Looks for `_worker` among a thread's frames. A thread that has just begun has not come to it yet.
-    private mutating func examine(_ index: Int, _ copy: UnsafeMutablePointer<lag_python_frames>) {
-        workers[index].examined &+= 1
-        if workers[index].examined >= Self.examinations { workers[index].isSettled = true }
-        lag_python_copy(workers[index].state, copy)
-        guard copy.pointee.is_complete != 0 else { return }
-        var i: UInt32 = 0
-        while i < copy.pointee.count {
-            let bytes = lag_python_frame(copy, i)
-            i &+= 1
-            guard let code = frames.code(bytes), memory.isText(memory.word(code &+ layout.codeName) ?? 0, "_worker"),
-                let queue = local(bytes, code), isSimpleQueue(queue)
-            else { continue }
-            workers[index].queue = queue
-            workers[index].workerCode = code
-            workers[index].isSettled = true
-            nameThread(copy)
-            beginPool(queue)
-            return
-        }
-    }
-
-    private func local(_ bytes: UnsafePointer<UInt8>, _ code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ layout.codeLocalNames), let count = memory.word(names &+ 16) else {
-            return nil
-        }
-        var i: UInt64 = 0
-        while i < count, i < 8 {
-            if memory.isText(memory.word(names &+ 24 &+ i &* 8) ?? 0, "work_queue") {
-                return frames.reference(bytes, layout.frameLocals &+ i &* 8)
-            }
-            i &+= 1
-        }
-        return nil
-    }
-
-    /// The C implementation's type, by its name.
-    private func isSimpleQueue(_ object: UInt64) -> Bool {
-        var name: (UInt64, UInt64, UInt64) = (0, 0, 0)
-        guard let type = memory.type(object), let at = memory.word(type &+ 24), lag_safe_read(at, &name, 19) == 19
-        else {
-            return false
-        }
-        return withUnsafePointer(to: &name) { raw in
-            raw.withMemoryRebound(to: UInt8.self, capacity: 24) {
-                var parser = ByteParser($0, count: 19)
-                return parser.take("_queue.SimpleQueue") && parser.peek == 0
-            }
-        }
-    }
-
-    private var nameCount = 0
 
     /// The name of the executor from that of one of its threads: "asyncio_3" is one of "asyncio".
-    private mutating func nameThread(_ copy: UnsafePointer<lag_python_frames>) {
-        nameCount = CPythonThreads.name(copy, frames, into: text, capacity: Self.textBytes)
-        var end = nameCount
+    private func name(_ copy: UnsafePointer<lag_python_frames>) -> Int {
+        let count = CPythonThreads.name(copy, frames, into: text, capacity: Self.textBytes)
+        var end = count
         while end > 0, text[end &- 1] >= 0x30, text[end &- 1] <= 0x39 { end &-= 1 }
-        if end > 1, end < nameCount, text[end &- 1] == UInt8(ascii: "_") { nameCount = end &- 1 }
-    }
-
-    private mutating func beginPool(_ queue: UInt64) {
-        guard pool(queue) == nil, let free = pool(0) else { return }
-        pools[free].begin(queue, kind: Int(LAG_POOL_EXECUTOR), name: text, count: nameCount, now: lag_clock_now())
+        return end > 1 && end < count && text[end &- 1] == UInt8(ascii: "_") ? end &- 1 : count
     }
 
     private func pool(_ identity: UInt64) -> Int? {
@@ -228,56 +152,48 @@ struct CPythonPools {
         return nil
     }
 
-    private mutating func readPools(_ now: UInt64, _ isFull: Bool) {
-        var p = 0
-        while p < rows {
-            if pools[p].identity != 0, isFull || pools[p].depth > 0 {
-                if pools[p].kind == UInt32(LAG_POOL_ANYIO) {
-                    readLimiter(p, now, isFull)
-                } else {
-                    readExecutor(p, now, isFull)
-                }
+    /// The row of the pool that a worker serves: anyio's threads belong to no limiter by themselves, so only where there
+    /// is one alone.
+    func row(of worker: CPythonWorkers.Worker) -> Int? {
+        if worker.kind == .executor { return pool(worker.queue) }
+        var found: Int?
+        var i = 0
+        while i < rows {
+            if pools[i].identity != 0, pools[i].kind == UInt32(LAG_POOL_ANYIO) {
+                if found != nil { return nil }
+                found = i
             }
-            p &+= 1
+            i &+= 1
         }
+        return found
     }
 
-    private mutating func readExecutor(_ pool: Int, _ now: UInt64, _ isFull: Bool) {
-        let queue = pools[pool].identity
-        guard isSimpleQueue(queue) else { return }
-        let depth = depth(queue)
-        if isFull {
-            var threads: Int64 = 0
-            var busy: Int64 = 0
-            var i = 0
-            while i < workerCount {
-                if workers[i].queue == queue {
-                    threads &+= 1
-                    if leafCode(workers[i].state) != workers[i].workerCode { busy &+= 1 }
+    private mutating func readExecutor(_ row: Int, _ now: UInt64) {
+        let object = pools[row].identity
+        guard memory.isNamed(object, "_queue.SimpleQueue") else { return }
+        var threads: Int64 = 0
+        var busy = 0
+        var i = 0
+        while i < workers.count {
+            if workers[i].queue == object {
+                threads &+= 1
+                let job = workers.job(i)
+                if job != 0 {
+                    if busy < PoolWaits.holderLimit { holders[busy] = job }
+                    busy &+= 1
                 }
-                i &+= 1
             }
-            guard threads > 0 else { return }
-            pools[pool].update(threads: threads, busy: busy, depth: depth)
+            i &+= 1
         }
-        pools[pool].lastSeen = now
-        if let depth, depth > 0 {
-            isBusy = true
-            seeItems(pool, queue, depth, now)
+        guard threads > 0 else { return }
+        let depth = depth(object)
+        if let depth {
+            let read = readQueue(object, depth)
+            pools[row].waits.look(
+                queue, count: read, holding: holders, held: busy, now: now, arrival: activity.arrival,
+                isWhole: Int64(truncatingIfNeeded: read) == depth)
         }
-    }
-
-    /// The code object of a thread's leaf frame, 0 = unknown.
-    private func leafCode(_ state: UInt64) -> UInt64 {
-        var frame: UInt64
-        if layout.cframeFrame != UInt64.max {
-            let cframe = memory.word(state &+ layout.threadCFrame) ?? 0
-            frame = cframe != 0 ? memory.word(cframe &+ layout.cframeFrame) ?? 0 : 0
-        } else {
-            frame = memory.word(state &+ layout.threadFrame) ?? 0
-        }
-        guard frame != 0, let code = memory.word(frame &+ layout.frameCode) else { return 0 }
-        return layout.hasTaggedReferences ? code & ~3 : code
+        pools[row].update(threads: threads, busy: Int64(truncatingIfNeeded: busy), depth: depth, now: now)
     }
 
     /// Items in a SimpleQueue: a list with a moving start up to 3.12, a ring since.
@@ -295,35 +211,37 @@ struct CPythonPools {
         return count >= 0 && count < 1 &<< 32 ? count : nil
     }
 
-    private mutating func seeItems(_ pool: Int, _ queue: UInt64, _ depth: Int64, _ now: UInt64) {
+    /// The items themselves, the next to be served first; how many were read.
+    private func readQueue(_ object: UInt64, _ depth: Int64) -> Int {
+        let wanted = depth < Int64(PoolWaits.longestQueue) ? Int(truncatingIfNeeded: depth) : PoolWaits.longestQueue
+        guard wanted > 0 else { return 0 }
         let array: UInt64
         let start: UInt64
         var capacity = UInt64.max
         if layout.minor <= 12 {
-            array = memory.word(memory.word(queue &+ 32).map { $0 &+ 24 } ?? 0) ?? 0
-            start = memory.word(queue &+ 40) ?? 0
+            array = memory.word(memory.word(object &+ 32).map { $0 &+ 24 } ?? 0) ?? 0
+            start = memory.word(object &+ 40) ?? 0
         } else {
-            array = memory.word(queue &+ 40) ?? 0
-            start = memory.word(queue &+ 32) ?? 0
-            capacity = memory.word(queue &+ 48) ?? 0
+            array = memory.word(object &+ 40) ?? 0
+            start = memory.word(object &+ 32) ?? 0
+            capacity = memory.word(object &+ 48) ?? 0
         }
-        guard array != 0, capacity != 0 else { return }
-        var i: UInt64 = 0
-        while i < UInt64(bitPattern: depth), i < UInt64(truncatingIfNeeded: PoolSlot.itemsTracked) {
-            let at = lag_remainder(start &+ i, capacity)
-            if let item = memory.word(array &+ at &* 8), item != 0 {
-                pools[pool].see(item, now: now, lastTick: lastTick)
-            }
-            i &+= 1
-        }
+        guard array != 0, start < capacity, start < 1 &<< 40 else { return 0 }
+        // Up to the ring's end, and from its beginning.
+        let first = capacity &- start < UInt64(truncatingIfNeeded: wanted) ? Int(truncatingIfNeeded: capacity &- start) : wanted
+        let read = Int(lag_safe_read(array &+ start &* 8, queue, first &* 8)) / 8
+        guard read == first, first < wanted else { return read }
+        return first &+ Int(lag_safe_read(array, queue + first, (wanted &- first) &* 8)) / 8
     }
 
     // MARK: - anyio
 
     private mutating func findLimiters(_ now: UInt64, _ modules: UInt64) {
-        guard now >= limitersWantedAt else { return }
-        limitersWantedAt = now &+ 1_000_000_000
+        let since = loopVariables != 0 ? lastLook : 0
         if loopVariables == 0 {
+            // Through all modules: not at every look.
+            guard now >= limitersWantedAt else { return }
+            limitersWantedAt = now &+ 1_000_000_000
             guard let holder = CPythonModules.value(memory, modules, "anyio.lowlevel", "_run_vars") else { return }
             loopVariables = memory.attribute(holder, "data", cachedKeys: layout.cachedKeys) ?? 0
         }
@@ -338,7 +256,9 @@ struct CPythonPools {
                 var variables = memory.entries(loop.value, limit: 32)
             else { continue }
             while let variable = variables.next() {
-                if isDefaultLimiter(variable.key) { beginLimiter(variable.value, now) }
+                if pool(variable.value) == nil, isDefaultLimiter(variable.key) {
+                    beginLimiter(variable.value, now, since: since)
+                }
             }
         }
     }
@@ -356,8 +276,8 @@ struct CPythonPools {
         return false
     }
 
-    private mutating func beginLimiter(_ limiter: UInt64, _ now: UInt64) {
-        guard pool(limiter) == nil, let free = pool(0) else { return }
+    private mutating func beginLimiter(_ limiter: UInt64, _ now: UInt64, since: UInt64) {
+        guard let free = pool(0) else { return }
         let found = lag_python_found().pointee
         var borrowers = memory.attribute(limiter, "_borrowers", cachedKeys: layout.cachedKeys) ?? 0
         var queue = memory.attribute(limiter, "_wait_queue", cachedKeys: layout.cachedKeys) ?? 0
@@ -375,27 +295,51 @@ struct CPythonPools {
         guard memory.isA(found.set_type, borrowers), memory.isA(found.ordered_dict_type, queue) else { return }
         var builder = ByteBuilder(text, capacity: Self.textBytes)
         builder.append("anyio")
-        pools[free].begin(limiter, kind: Int(LAG_POOL_ANYIO), name: text, count: builder.count, now: now)
+        pools[free].begin(limiter, kind: Int(LAG_POOL_ANYIO), name: text, count: builder.count, now: now, since: since)
         pools[free].parts = (borrowers, queue, tokens)
     }
 
-    private mutating func readLimiter(_ pool: Int, _ now: UInt64, _ isFull: Bool) {
+    private mutating func readLimiter(_ row: Int, _ now: UInt64) {
         let found = lag_python_found().pointee
-        let parts = pools[pool].parts
+        let parts = pools[row].parts
         guard memory.isA(found.set_type, parts.borrowers), memory.isA(found.ordered_dict_type, parts.queue),
             let borrowed = memory.word(parts.borrowers &+ 24), let waiting = memory.word(parts.queue &+ 16),
             borrowed < 1 &<< 32, waiting < 1 &<< 32
         else { return }
-        pools[pool].lastSeen = now
-        if isFull {
-            pools[pool].update(
-                threads: memory.smallInt(parts.tokens) ?? -1, busy: Int64(bitPattern: borrowed),
-                depth: Int64(bitPattern: waiting))
+        var read = 0
+        if waiting > 0, var items = memory.entries(parts.queue, limit: UInt64(truncatingIfNeeded: PoolWaits.longestQueue)) {
+            while read < PoolWaits.longestQueue, let item = items.next() {
+                queue[read] = item.key
+                read &+= 1
+            }
         }
-        guard waiting > 0 else { return }
-        isBusy = true
-        guard var items = memory.entries(parts.queue, limit: UInt64(truncatingIfNeeded: PoolSlot.itemsTracked &* 4))
-        else { return }
-        while let item = items.next() { pools[pool].see(item.key, now: now, lastTick: lastTick) }
+        let holding = readSet(parts.borrowers, borrowed)
+        pools[row].waits.look(
+            queue, count: read, holding: holding == nil ? nil : UnsafePointer(holders), held: holding ?? 0, now: now,
+            arrival: activity.arrival, isWhole: UInt64(truncatingIfNeeded: read) == waiting)
+        pools[row].update(
+            threads: memory.smallInt(parts.tokens) ?? -1, busy: Int64(bitPattern: borrowed),
+            depth: Int64(bitPattern: waiting), now: now)
+    }
+
+    /// Puts the members of a `set` into `holders`; how many, nil when it is too large, or was changing.
+    private func readSet(_ object: UInt64, _ used: UInt64) -> Int? {
+        guard used <= UInt64(truncatingIfNeeded: PoolWaits.holderLimit), let mask = memory.word(object &+ 32),
+            mask < UInt64(truncatingIfNeeded: Self.setBytes / 16), let table = memory.word(object &+ 40)
+        else { return nil }
+        let bytes = Int(truncatingIfNeeded: mask &+ 1) &* 16
+        guard Int(lag_safe_read(table, set, bytes)) == bytes else { return nil }
+        var count = 0
+        var i = 0
+        while i < bytes / 8 {
+            // A key and its hash; one that was taken out leaves a mark with a hash of -1.
+            if set[i] != 0, set[i &+ 1] != UInt64.max {
+                guard count < PoolWaits.holderLimit else { return nil }
+                holders[count] = set[i]
+                count &+= 1
+            }
+            i &+= 2
+        }
+        return count == Int(truncatingIfNeeded: used) ? count : nil
     }
 }

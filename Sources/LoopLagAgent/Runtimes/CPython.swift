@@ -12,6 +12,8 @@ struct CPython {
     private static let blockerBytes = MemoryLayout<lag_python_frames>.stride
     /// A sample of frames that is read again and again: what the self-check may skip.
     private static let framesSkipped: UInt32 = 3
+    /// At most so many of one worker's go into a dump.
+    private static let workerFrames: UInt32 = 48
 
     private let header: UnsafeMutablePointer<lag_header>
     private let layout: CPythonLayout
@@ -25,7 +27,7 @@ struct CPython {
     private var pools: CPythonPools?
     /// Whether the interpreter's own account has been compared, and what came of it.
     private var isChecked = false
-    private var isTrusted = true
+    private var isTrusted: Bool
     private var lastTick: UInt64 = 0
 
     /// Nil where there is no interpreter, or none that is known; the latter is said in `degraded`.
@@ -40,6 +42,8 @@ struct CPython {
             return nil
         }
         layout = known
+        isTrusted = known.isCertain
+        if !isTrusted { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON) }
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
@@ -60,7 +64,7 @@ struct CPython {
     }
 
     /// When the pools want the next tick, however calm the loops are.
-    var nextLook: UInt64 { pools.map { $0.isBusy ? $0.nextLook : UInt64.max } ?? UInt64.max }
+    var nextLook: UInt64 { pools?.nextLook ?? UInt64.max }
 
     // MARK: - thread states
 
@@ -169,9 +173,17 @@ struct CPython {
         if !isChecked, let answer = lag_python_answer() { check(answer) }
         guard isTrusted else { return }
         addCollections(now, loops, count)
+        lookAtPools(now, loops, count, isFull: false)
+    }
+
+    mutating func lookAtPools(
+        _ now: UInt64, _ loops: UnsafeMutablePointer<lag_loop_slot>, _ count: Int, isFull: Bool
+    ) {
+        guard isTrusted else { return }
         let main = memory.word(runtime &+ layout.interpretersHead &+ 8) ?? 0
         guard main != 0, let modules = memory.word(main &+ layout.modules) else { return }
-        pools?.tick(now: now, interpreter: main, modules: modules, copy: blocker)
+        pools?.tick(
+            now: now, interpreter: main, modules: modules, copy: blocker, loops: loops, count: count, isFull: isFull)
     }
 
     /// A collection that is seen at a tick counts for the time since the tick before: many short ones come out right in
@@ -196,14 +208,51 @@ struct CPython {
         }
     }
 
+    // MARK: - workers
+
+    func worker(_ index: Int) -> PoolWorker? {
+        guard let pools, index < pools.workers.count else { return nil }
+        let worker = pools.workers[index]
+        let row = worker.kind == .unknown ? nil : pools.row(of: worker)
+        return PoolWorker(
+            tid: worker.kind == .unknown ? 0 : threadNumber(worker.state) ?? 0,
+            pool: row.map { UInt32(truncatingIfNeeded: $0 &+ 1) } ?? 0)
+    }
+
+    /// The frames of a worker that has a job, as they are now: a running thread's may change meanwhile, then they are read
+    /// once more.
+    mutating func describeWorker(_ index: Int, into section: inout ManagedSection, sample: inout lag_sample) -> Bool {
+        guard let pools, index < pools.workers.count else { return false }
+        let worker = pools.workers[index]
+        guard worker.kind != .unknown, sample.tid != 0 else { return false }
+        var tries = 0
+        repeat {
+            tries &+= 1
+            lag_python_copy(worker.state, blocker)
+            let isBusy = worker.kind == .anyio ? pools.workers.isBusy(worker, blocker) : pools.workers.job(index) != 0
+            guard isBusy else { return false }
+            // A worker's frames are enough from the leaf on: forty of them are to fit the ring.
+            if blocker.pointee.count > Self.workerFrames {
+                blocker.pointee.count = Self.workerFrames
+                blocker.pointee.is_complete = 0
+                sample.flags |= UInt16(LAG_SAMPLE_TRUNCATED)
+            }
+            section.clear()
+        } while frames.decode(blocker, stack: nil, asBlocker: false, into: &section) > 0 && tries < 3
+        return section.frameCount > 0
+    }
+
     // MARK: - the self-check
 
     /// Holds the agent's reading of the main thread's frames against the interpreter's own account of the same moment.
     private mutating func check(_ answer: UnsafePointer<lag_python_check>) {
         isChecked = true
-        if agrees(answer) { return }
-        isTrusted = false
-        header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+        isTrusted = agrees(answer)
+        if isTrusted {
+            header.pointee.degraded &= ~UInt64(LAG_DEGRADED_NO_PYTHON)
+        } else {
+            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+        }
     }
 
     private func agrees(_ answer: UnsafePointer<lag_python_check>) -> Bool {

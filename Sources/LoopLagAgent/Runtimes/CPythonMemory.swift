@@ -109,6 +109,21 @@ struct CPythonMemory {
         }
     }
 
+    /// Whether an object's type has this name.
+    @inline(never)
+    func isNamed(_ object: UInt64, _ name: StaticString) -> Bool {
+        var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+        guard let type = type(object), let at = word(type &+ 24), lag_safe_read(at, &bytes, 31) > 0 else {
+            return false
+        }
+        return withUnsafePointer(to: &bytes) { raw in
+            raw.withMemoryRebound(to: UInt8.self, capacity: 32) {
+                var parser = ByteParser($0, count: 32)
+                return parser.take(name) && parser.peek == 0
+            }
+        }
+    }
+
     /// An `int` that fits 30 bits.
     func smallInt(_ address: UInt64) -> Int64? {
         guard isA(lag_python_found().pointee.long_type, address), let tag = word(address &+ 16),

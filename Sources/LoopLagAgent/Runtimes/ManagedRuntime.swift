@@ -13,6 +13,14 @@ struct NativeCall: Equatable {
     var framePointer: UInt64
 }
 
+/// A thread that serves a pool.
+struct PoolWorker {
+    /// 0 = not known.
+    var tid: Int32
+    /// 1 + the index of the pool's row, 0 = it cannot be said.
+    var pool: UInt32
+}
+
 struct ManagedRuntime {
     private var python: CPython?
     private var v8: V8Runtime?
@@ -123,5 +131,20 @@ struct ManagedRuntime {
         let wanted = python?.nextLook ?? UInt64.max
         let pools = libuv?.tick(now: now) ?? UInt64.max
         return wanted < pools ? wanted : pools
+    }
+
+    // MARK: - dumps
+
+    /// Brings the pools up to date, new ones and new threads of theirs included.
+    mutating func lookAtPools(loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) {
+        python?.lookAtPools(lag_clock_now(), loops, count, isFull: true)
+    }
+
+    /// The pools' workers one by one; nil behind the last one.
+    func worker(_ index: Int) -> PoolWorker? { python?.worker(index) }
+
+    /// The frames of one of them; false when it is not busy, or not known to be.
+    mutating func describeWorker(_ index: Int, into section: inout ManagedSection, sample: inout lag_sample) -> Bool {
+        python?.describeWorker(index, into: &section, sample: &sample) ?? false
     }
 }

@@ -1,8 +1,9 @@
-/// `looplag dump PID`: the stacks of all loop threads now, stalled or idle, and the pools where they are known.
+/// `looplag dump PID`: the stacks of all loop threads now, stalled or idle, the pools, and the stacks that hold their slots.
 ///
-/// Main thread, one look. Stacks are taken from outside: a blocked thread is read without a stop, one on a processor is
-/// stopped for some microseconds. Nothing is loaded into the process, so it works on any; without an agent it shows the
-/// threads that look like loops.
+/// Main thread, one look. An agent in a CPython or node process is asked for the stacks of its loops and of its pools' busy
+/// workers, with the interpreter's frames; where there is none one is loaded for the moment. All other stacks are taken
+/// from outside: a blocked thread is read without a stop, one on a processor is stopped for some microseconds. Nothing is
+/// loaded into a process without an interpreter; without an agent it shows the threads that look like loops.
 
 import ArgumentParser
 import LoopLagAttach
@@ -15,10 +16,12 @@ import LoopLagTelemetry
 struct DumpVerb: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "dump",
-        abstract: "The stacks of a process's loop threads now, stalled or idle, and its pools.",
+        abstract: "The stacks of a process's loop threads now, stalled or idle, and of its busy pool threads.",
         discussion: """
             With an agent in the process: the threads of its measured loops. Without one: the main thread, threads that \
-            wait in epoll, poll or select, and threads on a processor. Loads nothing into the process.
+            wait in epoll, poll or select, and threads on a processor. In a Python or Node.js process an agent adds the \
+            interpreter's frames and the stacks that hold the slots of its pools: where there is none one is loaded, and \
+            taken out again. Nothing is loaded into any other process.
             """)
 
     @Argument(help: ArgumentHelp("The process.", valueName: "pid"))
@@ -29,6 +32,12 @@ struct DumpVerb: ParsableCommand {
 
     @Flag(name: .customLong("all-threads"), help: "Every thread of the process.")
     var allThreads = false
+
+    @Flag(name: .customLong("no-attach"), help: "Never load an agent: native frames only where there is none.")
+    var noAttach = false
+
+    @Flag(help: "Leave an agent that was loaded for this in the process.")
+    var keep = false
 
     @OptionGroup var threshold: ThresholdOption
 
@@ -45,8 +54,21 @@ struct DumpVerb: ParsableCommand {
         if facts.isZombie { throw Failure("\(subject) has ended and waits for its parent", status: Failure.gone) }
         if facts.isKernelThread { throw Failure("\(subject) is a thread of the kernel: it has no stack to show") }
         let window = ReportWindow()
-        let followed = try agent()
-        let threads = capture(facts, followed)
+        // A leader that has left (dispatchMain does) has no map; the other threads show it.
+        let map = MemoryMap.read(pid: pid) ?? .empty
+        var followed = try agent()
+        let isManaged = AgentDump.isManaged(facts, map)
+        var loaded: DumpAgent?
+        defer { loaded?.finish() }
+        if followed == nil, isManaged, !noAttach {
+            loaded = load(subject)
+            if loaded != nil, let process = try agent() {
+                AgentDump.awaitLoop(of: process, threshold: threshold.threshold)
+                followed = process
+            }
+        }
+        let taken = isManaged ? followed.map { agentSamples($0, subject) } ?? [] : []
+        let threads = capture(facts, map, followed, taken)
         guard !threads.isEmpty else {
             throw Failure("no thread of \(subject) waits for events or runs; --all-threads shows every one")
         }
@@ -66,6 +88,30 @@ struct DumpVerb: ParsableCommand {
             throw Failure(
                 "no stack of \(subject): \(threads.first?.sample.noStackReason ?? "none was taken"); run as that user"
                     + " or as root, and see 'looplag doctor \(pid)'", status: Failure.notPermitted)
+        }
+    }
+
+    /// nil, and a line that says why, where none can be loaded now.
+    private func load(_ subject: String) -> DumpAgent? {
+        do {
+            return try DumpAgent(pid: pid, keep: keep, threshold: threshold.threshold, userCode: userCode)
+        } catch {
+            let reason = (error as? Failure)?.message ?? "\(error)"
+            Console.error("native frames only of \(subject): \(reason)")
+            return nil
+        }
+    }
+
+    private func agentSamples(_ followed: FollowedProcess, _ subject: String) -> [RawSample] {
+        do throws(TelemetryError) {
+            let samples = try AgentDump.samples(of: try SegmentDiscovery.live(pid: pid))
+            if samples.isEmpty, !followed.latest.loops.isEmpty {
+                Console.error("native frames only of \(subject): its agent did not answer")
+            }
+            return samples
+        } catch {
+            Console.error("native frames only of \(subject): \(error.message)")
+            return []
         }
     }
 
@@ -96,24 +142,43 @@ struct DumpVerb: ParsableCommand {
 
     // MARK: Looking
 
-    private func capture(_ facts: ProcessFacts, _ followed: FollowedProcess?) -> [DumpedThread] {
-        // A leader that has left (dispatchMain does) has no map; the other threads show it.
-        let map = MemoryMap.read(pid: pid) ?? .empty
+    private func capture(
+        _ facts: ProcessFacts, _ map: MemoryMap, _ followed: FollowedProcess?, _ samples: [RawSample]
+    ) -> [DumpedThread] {
         let capturing = StackCapture(pid: pid, map: map)
         let threads = ThreadFacts.all(pid: pid)
         let loops = followed.map { $0.latest.loops.filter(\.isLive) } ?? []
+        let libuv = followed?.latest.pools.first { $0.kind == LibuvWorkers.kind }
+        let own = Dictionary(samples.map { ($0.tid, $0) }, uniquingKeysWith: { first, _ in first })
         var taken: [CapturedThread] = []
+        var candidates: [CapturedThread] = []
         // All stacks first: looking up symbols takes its time, and the picture is to be of one moment.
         for thread in threads {
-            guard allThreads || isWanted(thread, loops: loops, followed) else { continue }
-            taken.append(capturing.capture(thread))
+            if let sample = own[thread.innerTID] {
+                taken.append(
+                    CapturedThread(
+                        thread: thread, syscallNumber: sample.syscallNumber, wasRunning: sample.threadState == "R",
+                        sample: sample))
+            } else if allThreads || isWanted(thread, loops: loops, followed) {
+                taken.append(capturing.capture(thread))
+            } else if libuv != nil {
+                candidates.append(capturing.capture(thread))
+            }
         }
         // Asked again afterwards: what an iteration's begin says is then no older than the stack.
         _ = followed?.poll(threshold: threshold.threshold)
         let decoder = StackDecoder(
             identity: facts.identity, modules: modules(map, followed), cacheDirectory: CacheFolder.path)
-        return taken.map { dumped($0, capturing, decoder, followed, facts) }
-            .sorted { rank($0) < rank($1) }
+        if let libuv {
+            // Threads that were only looked at for the pool's sake are shown only where they hold a slot.
+            let shown = taken.count
+            taken += candidates
+            for i in taken.indices where LibuvWorkers.isBusy(taken[i].sample, decoder) {
+                taken[i].sample.pool = libuv.slot
+            }
+            taken = Array(taken[..<shown]) + taken[shown...].filter { $0.sample.pool != nil }
+        }
+        return taken.map { dumped($0, capturing, decoder, followed, facts) }.sorted { rank($0) < rank($1) }
     }
 
     private func modules(_ map: MemoryMap, _ followed: FollowedProcess?) -> [ModuleRecord] {
@@ -144,7 +209,9 @@ struct DumpVerb: ParsableCommand {
     ) -> DumpedThread {
         var taken = taken
         var sample = decoder.decode(taken.sample)
-        if sample.isTruncated, taken.sample.isTruncated, taken.sample.stack.count >= StackCapture.usualBytes {
+        if sample.isTruncated, taken.sample.isTruncated, taken.sample.dump == nil,
+            taken.sample.stack.count >= StackCapture.usualBytes
+        {
             // Deeper than the usual copy reaches. It is a later moment, so only a fuller picture counts.
             let again = capturing.capture(taken.thread, atMost: StackCapture.mostBytes)
             let deeper = decoder.decode(again.sample)
@@ -153,9 +220,12 @@ struct DumpVerb: ParsableCommand {
         let now = taken.sample.time
         let loop = followed?.latest.loops.first { $0.isLive && $0.tid == taken.thread.innerTID }
         let isInWait = taken.syscallNumber.map(WaitCall.isLoopWait) ?? false
+        let isWorker = taken.sample.pool != nil || (taken.sample.dump != nil && taken.sample.loopSlot < 0)
         var activity: ReportThread.Activity?
         var since: Duration?
-        if let began = loop?.busySince, began <= now {
+        if isWorker {
+            activity = .busy
+        } else if let began = loop?.busySince, began <= now {
             (activity, since) = (.busy, now.since(began))
         } else if let began = loop?.idleSince, began <= now {
             (activity, since) = (.idle, now.since(began))
@@ -178,11 +248,13 @@ struct DumpVerb: ParsableCommand {
         }
         // A thread of a pool that waits for work blames nobody; a main thread that nobody measures is likely a loop.
         let mayBlame = activity == .busy || (loop == nil && activity == nil && taken.thread.tid == pid)
-        return DumpedThread(
+        var result = DumpedThread(
             loopID: loop?.id, loop: loop.flatMap { found in followed?.loopClass(of: found) }, tid: taken.thread.tid,
             name: taken.thread.name, activity: activity, since: since, isStalled: isStalled,
             syscallNumber: taken.syscallNumber, sample: sample,
             culprit: mayBlame ? rules.culprit(of: [sample]) : nil)
+        result.pool = taken.sample.pool
+        return result
     }
 
     // MARK: The report

@@ -1,0 +1,173 @@
+/// The threads of a Python process that serve pools: those of ThreadPoolExecutors and anyio's.
+///
+/// Watchdog only, without the interpreter's lock. A worker is known by a frame that lives as long as it does: `_worker` of
+/// concurrent/futures/thread.py, which has the queue and the job in its locals, or `run` of anyio's WorkerThread. The frame
+/// is verified before each use by its code. What has another shape than expected is no worker.
+
+import CLoopLag
+
+struct CPythonWorkers {
+    static let known = 160
+    private static let examinations: UInt32 = 30
+    private static let localsSearched: UInt64 = 12
+    static let bytes: Int = known &* MemoryLayout<Worker>.stride
+
+    enum Kind {
+        case unknown, executor, anyio
+    }
+
+    struct Worker {
+        var state: UInt64
+        var thread: UInt64
+        var kind = Kind.unknown
+        /// The queue that it serves; 0 = an anyio thread, or not known yet.
+        var queue: UInt64 = 0
+        /// The frame that lives as long as the worker, and its code.
+        var frame: UInt64 = 0
+        var code: UInt64 = 0
+        /// Where that frame has the job.
+        var job: UInt64 = 0
+        var examined: UInt32 = 0
+        var isSettled = false
+        var seen: UInt64 = 0
+    }
+
+    private let frames: CPythonFrames
+    private let memory: CPythonMemory
+    private let layout: CPythonLayout
+    private let list: UnsafeMutablePointer<Worker>
+    private(set) var count = 0
+    private var newest: UInt64 = 0
+    private var hasUnsettled = false
+
+    init(_ frames: CPythonFrames, _ bytes: UnsafeMutableRawPointer) {
+        self.frames = frames
+        memory = frames.memory
+        layout = frames.layout
+        list = bytes.bindMemory(to: Worker.self, capacity: Self.known)
+    }
+
+    subscript(_ index: Int) -> Worker { list[index] }
+
+    /// Whether a thread has begun since, or one that has begun is not told apart yet: new threads come first in the list.
+    func wantsRefresh(_ interpreter: UInt64) -> Bool {
+        hasUnsettled || memory.word(interpreter &+ layout.threadsHead) ?? 0 != newest
+    }
+
+    /// Looks through the interpreter's threads.
+    @inline(never)
+    mutating func refresh(
+        _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>
+    ) {
+        var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
+        var states = 0
+        newest = state
+        hasUnsettled = false
+        while state != 0, states < 512 {
+            states &+= 1
+            let thread = memory.word(state &+ layout.threadID) ?? 0
+            if let index = index(of: state, thread) {
+                list[index].seen = now
+                if !list[index].isSettled { examine(index, copy) }
+                if !list[index].isSettled { hasUnsettled = true }
+            }
+            state = memory.word(state &+ layout.threadNext) ?? 0
+        }
+        // Those that have ended make room.
+        var kept = 0
+        var i = 0
+        while i < count {
+            if list[i].seen == now {
+                if kept != i { list[kept] = list[i] }
+                kept &+= 1
+            }
+            i &+= 1
+        }
+        count = kept
+    }
+
+    private mutating func index(of state: UInt64, _ thread: UInt64) -> Int? {
+        var i = 0
+        while i < count {
+            if list[i].state == state {
+                if list[i].thread != thread { list[i] = Worker(state: state, thread: thread) }
+                return i
+            }
+            i &+= 1
+        }
+        guard count < Self.known else { return nil }
+        list[count] = Worker(state: state, thread: thread)
+        count &+= 1
+        return count &- 1
+    }
+
+    /// Looks for the worker's frame among a thread's. One that has just begun has not come to it yet.
+    private mutating func examine(_ index: Int, _ copy: UnsafeMutablePointer<lag_python_frames>) {
+        list[index].examined &+= 1
+        if list[index].examined >= Self.examinations { list[index].isSettled = true }
+        lag_python_copy(list[index].state, copy)
+        guard copy.pointee.is_complete != 0 else { return }
+        var i: UInt32 = 0
+        while i < copy.pointee.count {
+            let bytes = lag_python_frame(copy, i)
+            let address = lag_python_frame_address(copy, i)
+            i &+= 1
+            guard let code = frames.code(bytes), let name = memory.word(code &+ layout.codeName) else { continue }
+            if memory.isText(name, "_worker") {
+                guard let queue = local("work_queue", of: code),
+                    let object = value(address, code, queue), memory.isNamed(object, "_queue.SimpleQueue")
+                else { continue }
+                list[index].kind = .executor
+                list[index].queue = object
+                list[index].job = local("work_item", of: code) ?? 0
+            } else if memory.isText(name, "run") {
+                guard memory.isNamed(frames.reference(bytes, layout.frameLocals), "WorkerThread") else { continue }
+                list[index].kind = .anyio
+            } else {
+                continue
+            }
+            list[index].frame = address
+            list[index].code = code
+            list[index].isSettled = true
+            return
+        }
+    }
+
+    /// Where a function's frames have this local; nil = nowhere.
+    private func local(_ name: StaticString, of code: UInt64) -> UInt64? {
+        guard let names = memory.word(code &+ layout.codeLocalNames), let count = memory.word(names &+ 16) else {
+            return nil
+        }
+        var i: UInt64 = 0
+        while i < count, i < Self.localsSearched {
+            if memory.isText(frames.localName(names, i) ?? 0, name) { return layout.frameLocals &+ i &* 8 }
+            i &+= 1
+        }
+        return nil
+    }
+
+    /// A reference in a frame that still runs this code.
+    private func value(_ frame: UInt64, _ code: UInt64, _ offset: UInt64) -> UInt64? {
+        let mask: UInt64 = layout.hasTaggedReferences ? ~3 : ~0
+        guard let now = memory.word(frame &+ layout.frameCode), now & mask == code,
+            let value = memory.word(frame &+ offset)
+        else { return nil }
+        return value & mask
+    }
+
+    /// The job that an executor's worker has now; 0 = it waits for one.
+    func job(_ index: Int) -> UInt64 {
+        let worker = list[index]
+        return worker.job != 0 ? value(worker.frame, worker.code, worker.job) ?? 0 : 0
+    }
+
+    /// The same of anyio's, by what its frame has called: the queue it waits at, or a job.
+    func isBusy(_ worker: Worker, _ copy: UnsafePointer<lag_python_frames>) -> Bool {
+        var i: UInt32 = 0
+        while i < copy.pointee.count, lag_python_frame_address(copy, i) != worker.frame { i &+= 1 }
+        guard i < copy.pointee.count else { return false }
+        guard i > 0, let called = frames.code(lag_python_frame(copy, i &- 1)) else { return true }
+        return !memory.isText(memory.word(called &+ layout.codeName) ?? 0, "get")
+            || !frames.isIn(called, "/queue.py")
+    }
+}

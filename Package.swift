@@ -41,7 +41,12 @@ let package = Package(
             swiftSettings: strict + [
                 .enableExperimentalFeature("Embedded"),
                 .define("LOOPLAG_EMBEDDED"),
-                .unsafeFlags(["-wmo", "-Osize"]),
+                // One LLVM module, or each file keeps its own copies of what they share. Swift's functions run on the
+                // watchdog alone, where nothing unwinds; the headers' inline functions would ask for tables for all.
+                .unsafeFlags([
+                    "-wmo", "-Osize", "-Xfrontend", "-enable-single-module-llvm-emission",
+                    "-Xfrontend", "-function-sections", "-Xcc", "-fno-asynchronous-unwind-tables",
+                ]),
             ],
             linkerSettings: [
                 .unsafeFlags(
@@ -55,7 +60,7 @@ let package = Package(
                             "-Xlinker", "-init=lag_preload_init", "-Xlinker", "-fini=lag_preload_exit",
                             "-Xlinker", "-Bsymbolic", "-Xlinker", "-z", "-Xlinker", "nodelete", "-Xlinker", "-z",
                             "-Xlinker", "now",
-                            "-Xlinker", "--gc-sections",
+                            "-Xlinker", "--gc-sections", "-use-ld=lld", "-Xlinker", "--icf=all", "-Xlinker", "-O2",
                         ])
             ]),
         .target(name: "LoopLag", dependencies: ["LoopLagAgent"], swiftSettings: strict),

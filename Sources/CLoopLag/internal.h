@@ -43,6 +43,7 @@ enum { LAG_POLL_DESCRIPTOR = -2 };
 struct lag_live {
     uint64_t cookie;
     uint64_t keys[LAG_MAX_LOOPS];
+    int64_t pid; /* 0 = ask: a wiped page, or a kernel that does not wipe */
 };
 extern struct lag_live *lag_live_page;
 

@@ -19,6 +19,7 @@
 LAG_SMALL_CODE_BEGIN
 
 struct lag_live *lag_live_page;
+static bool is_wiped_on_fork;
 static struct lag_header *segment;
 static struct lag_loop_slot *slots;
 static uint32_t slot_count;
@@ -92,7 +93,7 @@ bool lag_loops_open(struct lag_header *header, struct lag_loop_slot *loops, uint
         void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page == MAP_FAILED) return false;
         /* Before Linux 4.14 there is no such advice: then only atfork protects a child. */
-        (void)madvise(page, 4096, MADV_WIPEONFORK);
+        is_wiped_on_fork = madvise(page, 4096, MADV_WIPEONFORK) == 0;
         lag_live_page = page;
     }
     if (!exit_key_made) {
@@ -107,6 +108,7 @@ bool lag_loops_open(struct lag_header *header, struct lag_loop_slot *loops, uint
     slots_used = 0;
     lag_life_set_header(header);
     lag_hooks_set_thresholds(threshold_ns, threshold_ns);
+    if (is_wiped_on_fork) __atomic_store_n(&lag_live_page->pid, getpid(), __ATOMIC_RELEASE);
     __atomic_store_n(&lag_live_page->cookie, 1, __ATOMIC_RELEASE);
     return true;
 }

@@ -81,10 +81,11 @@ public func diagnose(
     let blockedBy =
         witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
         ?? witnesses.lazy.compactMap(\.blockedBy).first
-    // Where the loop waits for a lock, the code that holds it is to blame, not the one that waits.
-    let holder = cause == .gilWait ? blockedBy?.frames.first(where: rules.isUserCode) : nil
+    // Where the loop waits for the interpreter's lock, the code that holds it is to blame, and never the code that waits.
+    let holder = blockedBy.flatMap { rules.leaf(of: $0.frames) }
     return StallDiagnosis(
-        cause: cause, evidence: numbers, syscall: syscall, culprit: holder ?? culprit,
+        cause: cause, evidence: numbers, syscall: syscall,
+        culprit: cause == .gilWait ? holder : culprit,
         request: isMostlyWithoutRequest(witnesses) ? nil : mostCommon(witnesses.compactMap(\.request)),
         task: mostCommon(witnesses.compactMap(\.task)),
         phase: mostCommon(witnesses.compactMap(\.phase)), blockedBy: blockedBy)

@@ -37,8 +37,15 @@ public struct UserCode: Sendable {
         return best?.frame
     }
 
-    /// The leaf-most frame of the user's own code in one sample.
-    public func leaf(of sample: StackSample) -> Frame? { sample.frames.first(where: isUserCode) }
+    /// The leaf-most frame of the user's own code in one sample; where there is none, of code that lies in no file.
+    public func leaf(of sample: StackSample) -> Frame? { leaf(of: sample.frames) }
+
+    func leaf(of frames: [Frame]) -> Frame? {
+        frames.first(where: isUserCode) ?? frames.first(where: isGivenAsText)
+    }
+
+    /// `python -c`, `exec`. Also what libraries generate (dataclasses, namedtuple), so a frame of a file goes first.
+    private func isGivenAsText(_ frame: Frame) -> Bool { frame.kind == .python && frame.file == "<string>" }
 
     public func isUserCode(_ frame: Frame) -> Bool {
         if prefixes.contains(where: { matches($0, frame) }) { return true }

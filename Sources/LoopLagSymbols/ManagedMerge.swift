@@ -27,7 +27,8 @@ struct ManagedMerge {
         var place = 0
         for run in runs {
             let index = position(of: run, in: native, from: place)
-            let isReplaced = index < native.count && replaces(run, native[index])
+            let isReplaced =
+                index < native.count && (replaces(run, native[index]) || executes(run, stripped: native[index]))
             inserted[index, default: []] += run
             if isReplaced { replaced.insert(index) }
             place = isReplaced ? index + 1 : index
@@ -79,6 +80,15 @@ struct ManagedMerge {
             native.frames.allSatisfy { $0.module == nil } || native.frames.contains { isJavaScriptEntry($0) }
         default: false
         }
+    }
+
+    /// Without symbols: the interpreter's function that has the run's address among its own locals.
+    private static func executes(_ run: [ManagedFrame], stripped native: Native) -> Bool {
+        guard run.last?.frame.kind == .python, let address = run.last(where: { $0.stackAddress != nil })?.stackAddress,
+            address >= native.stackPointer, address < native.end, native.frames.count == 1,
+            let frame = native.frames.first, let module = frame.module
+        else { return false }
+        return frame.function.hasPrefix(module + "+0x")
     }
 
     private static func isEvaluator(_ native: Native) -> Bool {

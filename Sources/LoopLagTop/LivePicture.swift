@@ -38,11 +38,21 @@ public struct LiveProcess: Sendable {
     public var isGone: Bool
     public var loops: [LiveLoop]
     public var pools: [ReportPool]
+    /// Why there are no loops.
+    public var note: String { isGone ? "gone" : isAwaited ? Self.awaited : "no event loop seen yet" }
+    /// It has not come to a wait yet, where the agent could be loaded.
+    public var isAwaited: Bool
 
-    public init(pid: Int32, server: String, isGone: Bool = false, loops: [LiveLoop], pools: [ReportPool] = []) {
+    private static let awaited = "not measured yet: the agent goes in at its next wait"
+
+    public init(
+        pid: Int32, server: String, isGone: Bool = false, isAwaited: Bool = false, loops: [LiveLoop],
+        pools: [ReportPool] = []
+    ) {
         self.pid = pid
         self.server = server
         self.isGone = isGone
+        self.isAwaited = isAwaited
         self.loops = loops
         self.pools = pools
     }

@@ -16,12 +16,12 @@ public enum PlainLines {
             let lead =
                 "\(picture.time)  \(PlainText.right("\(process.pid)", 7)) \(PlainText.left(process.server, 14))  "
             if process.isGone {
-                lines.append(lead + "gone")
+                lines.append(lead + process.note)
                 continue
             }
             for loop in process.loops { lines.append(lead + text(loop)) }
             for pool in process.pools { lines.append(lead + text(pool)) }
-            if process.loops.isEmpty, process.pools.isEmpty { lines.append(lead + "no event loop seen yet") }
+            if process.loops.isEmpty, process.pools.isEmpty { lines.append(lead + process.note) }
         }
         if picture.processes.isEmpty { lines.append("\(picture.time)  no process with an agent") }
         return lines.map { PlainText.clip($0, to: width) }.map { line in

@@ -46,7 +46,7 @@ enum TopRows {
             contents.append((pool.id, .pool(pool)))
         }
         if contents.isEmpty, isWhole {
-            contents.append(("\(process.pid)", .note(process.isGone ? "gone" : "no event loop seen yet")))
+            contents.append(("\(process.pid)", .note(process.note)))
         }
         return contents.enumerated().map {
             TableRow(id: $0.element.id, process: process, content: $0.element.content, isFirst: $0.offset == 0)

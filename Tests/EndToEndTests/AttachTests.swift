@@ -139,6 +139,46 @@ extension EndToEnd {
             }
         }
 
+        @Test("What is seen of a sleeping server before the agent goes in: in top's lines, and in record's report")
+        func provisionalViews() throws {
+            let host = try Host.epollServer(["--strict"], environment: [:])
+            defer { host.end() }
+            let connection = try Connection(host.address)
+            func sleep(_ milliseconds: Int) throws {
+                try connection.send("sleep \(milliseconds)\n")
+                _ = try eventually("the sleep") { ProcessTable.isInSystemCall(230, host.pid) ? true : nil }
+            }
+            try sleep(3000)
+            let top = try LoopLagTool.start(["top", "\(host.pid)", "--interval", "200ms"])
+            defer { top.end() }
+            _ = try top.output.wait(for: "a line of the unmeasured") { lines in
+                lines.contains { $0.text.contains("not measured yet") } ? true : nil
+            }
+            _ = try connection.readLine()
+            _ = try eventually("the agent") { Segments.path(ofProcess: host.pid) }
+            top.send(SIGINT)
+            #expect(try top.exitStatus() == .exited(0))
+
+            try sleep(1500)
+            let folder = try TemporaryFolder()
+            let file = folder.path + "/report.json"
+            let record = try LoopLagTool.start(["record", "\(host.pid)", "--duration", "3s", "-o", file])
+            defer { record.end() }
+            _ = try connection.readLine()
+            _ = try eventually("the agent") { Segments.path(ofProcess: host.pid) }
+            // The wait of this moment was begun without the agent; with the next one the loop is known.
+            try connection.send("ok\n")
+            _ = try connection.readLine()
+            #expect(try record.exitStatus(within: .seconds(20)) == .exited(0), "\(record.errors.text)")
+            let report = try ReportFile.read(URL(filePath: file))
+            let stall = try #require(report.processes.first?.stalls.first { $0.provisional == true })
+            #expect(stall.cause == .syscall)
+            #expect(stall.syscall == "clock_nanosleep")
+            #expect(stall.culprit?.function == "handle_sleep")
+            #expect(stall.durationNS <= 1_600_000_000)
+            figure("seen from outside: \(stall.durationNS / 1_000_000) ms of a sleep of 1,500 ms")
+        }
+
         @Test("A server that sleeps in its handler is attached at its next wait, and the sleep keeps its length")
         func whileItSleeps() throws {
             let host = try Host.epollServer(["--strict"], environment: [:])

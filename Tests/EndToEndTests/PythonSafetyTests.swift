@@ -95,10 +95,10 @@ extension EndToEnd {
             let result = try LoopLagTool.run(
                 ["demo", "--host", "python", "--duration", "7s"], environment: ["LOOPLAG_PYTHON": python])
             #expect(result.status == .exited(0), "\(result.errors)")
+            // As culprits, each with its place; which of them came up in that time is chance.
+            let blamed = result.output.components(separatedBy: "STALLS by culprit").last ?? ""
             #expect(
-                ["build_report", "charge_card", "check_password", "find_products"].contains {
-                    result.output.contains($0)
-                },
+                blamed.contains(/(build_report|charge_card|check_password|find_products) +shop\.py:\d+/),
                 "\(result.output)")
             let list = try LoopLagTool.run(
                 ["demo", "--host", "python", "--list"], environment: ["LOOPLAG_PYTHON": python])

@@ -120,31 +120,70 @@ struct CPythonTests {
         }
     }
 
-    @Test("A description of 3.13 is taken only where it fits what is known of that version")
-    func descriptions() {
-        var words = [UInt64](repeating: 64, count: 512)
-        words[0] = 0x7970_6775_6265_6478
-        words[1] = 0x030d_00f0
-        words[2] = 0
-        words[5] = 632
-        words[9] = 7344
-        words[10] = 7400
-        words[23] = 72
-        (words[29], words[30], words[31], words[32], words[33]) = (8, 0, 56, 72, 70)
-        (words[35], words[36], words[37], words[39], words[43]) = (112, 120, 128, 68, 200)
-        words[72] = 200
-        func layout(_ words: [UInt64]) -> CPythonLayout? {
-            words.withUnsafeBytes {
-                CPythonLayout.of(version: 0x030d_0000, runtime: UInt64(UInt(bitPattern: $0.baseAddress)))
-            }
+    /// How `_PyRuntime` of 3.13.0, 3.14.8 and 3.15.0 begins: the interpreter's own description.
+    static let descriptions: [UInt32: String] = [
+        13: "283320 608 632 194968 7272 7264 7344 7400 7656 7640 7648 16 7752 0 7768 7760 304 0 8 16 72 152 "
+            + "160 232 32 80 8 0 56 72 70 208 112 120 128 136 68 52 96 104 200 16 8 416 24 88 168 32 24 16 40 "
+            + "24 16 48 32 40 24 16 32 16 24 40 16 32 64 32 16 40 240 200",
+        14: "316616 784 808 225864 7280 7272 7344 7360 7408 7688 7672 7680 16 7784 0 7800 7792 7992 0 832 0 8 "
+            + "16 72 152 160 232 32 88 8 0 56 80 74 64 0 216 112 120 128 136 68 52 96 104 208 0 16 8 416 24 88 "
+            + "168 40 32 16 40 24 16 200 24 40 32 48 32 40 24 16 32 16 24 40 16 32 64 32 16 40 264 192 160 24 "
+            + "72",
+        15: "346568 912 936 226240 7272 7264 7336 7352 7400 7592 7576 7584 16 7736 0 7752 7744 7944 0 888 0 8 "
+            + "16 72 80 88 96 176 184 256 32 36 40 136 288 0 88 8 0 56 80 74 64 0 216 112 120 128 136 68 52 96 "
+            + "104 208 0 16 8 424 24 88 168 32 288 944 888 40 32 16 40 24 16 200 24 40 32 48 32 40 24 16 32 16 "
+            + "24 40 16 32 64 32 16 40 56 176 112 120 1112 104 160 24 72",
+    ]
+
+    private func words(_ minor: UInt32, says version: UInt32? = nil) -> [UInt64] {
+        let numbers = (Self.descriptions[minor] ?? "").split(separator: " ").compactMap { UInt64($0) }
+        let head = [0x7970_6775_6265_6478, UInt64(0x0300_00f0 | (version ?? minor) << 16), 0]
+        return head + numbers + [UInt64](repeating: 0, count: 512 - numbers.count)
+    }
+
+    private func layout(_ minor: UInt32, _ words: [UInt64]) -> CPythonLayout? {
+        words.withUnsafeBytes {
+            CPythonLayout.of(version: 0x0300_0000 | minor << 16, runtime: UInt64(UInt(bitPattern: $0.baseAddress)))
         }
-        #expect(layout(words)?.collecting == 7600)
+    }
+
+    @Test("Each interpreter's description of itself is read at its own places")
+    func descriptions() throws {
+        // offsetof() with that version's headers: thread_id, gc.collecting, imports.modules, co_code_adaptive,
+        // asyncio_running_task, gi_iframe, ht_cached_keys, a tuple's first item.
+        let expected: [UInt32: [UInt64]] = [
+            13: [152, 7600, 7656, 200, 0, 72, 880, 24], 14: [152, 7600, 7688, 208, 872, 72, 880, 32],
+            15: [176, 7512, 7592, 208, 1032, 72, 888, 32],
+        ]
+        for (minor, places) in expected {
+            let found = try #require(layout(minor, words(minor)), "3.\(minor)")
+            #expect(found.isCertain)
+            #expect(
+                [
+                    found.threadID, found.collecting, found.modules, found.codeStart, found.threadTask,
+                    found.generatorFrame, found.cachedKeys, found.tupleItems,
+                ] == places, "3.\(minor)")
+        }
+    }
+
+    @Test("A description is taken only where it fits what is known of its version")
+    func doubtfulDescriptions() {
         // Another cookie, another version, a free-threaded build, other places: nothing is believed.
         for (index, value) in [(0, 1), (1, 0x030e_0000), (2, 1), (5, 640), (29, 16), (33, 71), (43, 1 << 20)] {
-            var changed = words
+            var changed = words(13)
             changed[index] = UInt64(value)
-            #expect(layout(changed) == nil, "word \(index)")
+            #expect(layout(13, changed) == nil, "word \(index)")
         }
+        #expect(layout(14, words(15, says: 14)) == nil)
+        #expect(layout(15, words(14, says: 15)) == nil)
+    }
+
+    @Test("A version later than all known ones is read like the last, and not believed before the self-check")
+    func laterVersion() throws {
+        let found = try #require(layout(16, words(15, says: 16)))
+        #expect(!found.isCertain)
+        #expect(found.threadID == 176 && found.threadTask == 0)
+        #expect(layout(16, words(14, says: 16)) == nil)
     }
 
     @Test("Objects that are none are not read as texts, dictionaries or numbers")

@@ -84,6 +84,28 @@ struct CulpritTests {
         #expect(Self.culprit([onlyC], executable: "/usr/bin/python3.11") == nil)
     }
 
+    @Test("Code that Python was handed as text is the user's, unless code of a file is on the stack")
+    func givenAsText() {
+        let generated = Self.python("__init__", "<string>")
+        let given = [generated, Self.python("run", "/usr/lib/python3.11/asyncio/runners.py")]
+        #expect(Self.culprit([given], executable: "/usr/bin/python3.11") == "__init__")
+        #expect(
+            Self.culprit([[generated, Self.python("pay", "/srv/app.py")]], executable: "/usr/bin/python3") == "pay")
+    }
+
+    @Test("Of a wait for Python's lock the holder is the culprit, and never the code that waits")
+    func lockHolder() {
+        let evidence = StallEvidence(looks: 4, observed: .milliseconds(200), inGILWait: .milliseconds(200))
+        let waits = makeSample(state: "S", frames: [Self.python("pay", "/srv/app.py")])
+        var told = waits
+        told.blockedBy = BlockingThread(tid: 7, name: "w", frames: [Self.python("resize", "/srv/images.py")])
+        func culprit(_ sample: StackSample) -> String? {
+            diagnose(makeStall(evidence: evidence), samples: [sample], executable: "/usr/bin/python3").culprit?.function
+        }
+        #expect(culprit(told) == "resize")
+        #expect(culprit(waits) == nil)
+    }
+
     @Test("In node the script, not node: internals, packages or V8")
     func nodeServer() {
         func js(_ function: String, _ file: String) -> Frame {

@@ -47,6 +47,15 @@ struct ManagedMergeTests {
         #expect(merged(stack, [python("f", entry: true, at: 0x1250)]) == ["a", "b", "f", "c", "d"])
     }
 
+    @Test("In a stripped interpreter the function that a run's address lies in is the one that executes it")
+    func stripped() {
+        let stack = native("time_sleep", "python3.11+0x776f42", "python3.11+0x44a25b", "python3.11+0x7cfceb", "main")
+        let frames = [python("helper", at: 0x1250), python("app", entry: true, at: 0x1250)]
+        #expect(
+            merged(stack, frames)
+                == ["time_sleep", "python3.11+0x776f42", "helper", "app", "python3.11+0x7cfceb", "main"])
+    }
+
     @Test("Frames that cannot be placed are kept")
     func nowhere() {
         #expect(merged(native("a", "b"), [python("f", entry: true)]) == ["f", "a", "b"])

@@ -173,6 +173,10 @@ struct lag_python_layout {
     uint32_t thread_cframe; /* 0 = this version has none */
     uint32_t frame_is_in_cframe;
     uint32_t cframe_frame;
+    uint32_t cframe_previous;
+    uint32_t frame_code;
+    uint32_t frame_entry;       /* the byte that tells where a run of frames begins: at least frame_entry_least */
+    uint32_t frame_entry_least;
     uint32_t frame_previous;
     uint32_t frame_bytes; /* to copy of each frame, with its first locals; at most LAG_PYTHON_FRAME_BYTES */
     uint32_t frame_least; /* fewer are no frame */

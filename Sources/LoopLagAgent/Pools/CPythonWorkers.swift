@@ -146,7 +146,7 @@ struct CPythonWorkers {
         }
         var i: UInt64 = 0
         while i < count, i < Self.localsSearched {
-            if memory.isText(memory.word(names &+ 24 &+ i &* 8) ?? 0, name) { return layout.frameLocals &+ i &* 8 }
+            if memory.isText(frames.localName(names, i) ?? 0, name) { return layout.frameLocals &+ i &* 8 }
             i &+= 1
         }
         return nil

@@ -27,7 +27,7 @@ struct CPython {
     private var pools: CPythonPools?
     /// Whether the interpreter's own account has been compared, and what came of it.
     private var isChecked = false
-    private var isTrusted = true
+    private var isTrusted: Bool
     private var lastTick: UInt64 = 0
 
     /// Nil where there is no interpreter, or none that is known; the latter is said in `degraded`.
@@ -42,6 +42,8 @@ struct CPython {
             return nil
         }
         layout = known
+        isTrusted = known.isCertain
+        if !isTrusted { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON) }
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
@@ -245,9 +247,12 @@ struct CPython {
     /// Holds the agent's reading of the main thread's frames against the interpreter's own account of the same moment.
     private mutating func check(_ answer: UnsafePointer<lag_python_check>) {
         isChecked = true
-        if agrees(answer) { return }
-        isTrusted = false
-        header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+        isTrusted = agrees(answer)
+        if isTrusted {
+            header.pointee.degraded &= ~UInt64(LAG_DEGRADED_NO_PYTHON)
+        } else {
+            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
+        }
     }
 
     private func agrees(_ answer: UnsafePointer<lag_python_check>) -> Bool {

@@ -50,6 +50,11 @@ struct CPythonFrames {
         return memory.isA(codeType, code) ? code : nil
     }
 
+    /// The name of a code object's local variable; `names` is its tuple of them.
+    func localName(_ names: UInt64, _ index: UInt64) -> UInt64? {
+        memory.word(names &+ layout.tupleItems &+ index &* 8)
+    }
+
     /// Whether a code object's file has this ending.
     func isIn(_ code: UInt64, _ ending: StaticString) -> Bool {
         let count = memory.text(memory.word(code &+ layout.codeFile) ?? 0, text, capacity: Self.textBytes)

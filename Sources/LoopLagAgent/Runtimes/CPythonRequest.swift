@@ -46,7 +46,7 @@ struct CPythonRequest {
         }
         var i: UInt64 = 0
         while i < count, i < UInt64(truncatingIfNeeded: Self.localsLooked) {
-            guard let name = memory.word(names &+ 24 &+ i &* 8) else { return nil }
+            guard let name = frames.localName(names, i) else { return nil }
             if scopeName == 0, memory.isText(name, "scope") { scopeName = name }
             if name == scopeName, name != 0 { return frames.reference(bytes, frames.layout.frameLocals &+ i &* 8) }
             i &+= 1

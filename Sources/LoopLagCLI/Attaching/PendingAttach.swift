@@ -23,6 +23,8 @@ final class PendingAttach {
     private var isOpen = false
     private var nextSample: MonotonicTime?
     private var samples: [StackSample] = []
+    /// The system call that the main thread was in last, where that was to be seen.
+    private var systemCall: Int?
     private var events: [StallEvent] = []
 
     init(_ injector: Injector, threshold: Duration, limit: Duration, userCode: [String]) {
@@ -81,6 +83,7 @@ final class PendingAttach {
             identity: injector.facts.identity, modules: map.modules(memory: ProcessMemory(pid: injector.pid)),
             cacheDirectory: CacheFolder.path)
         samples.append(decoder.decode(raw))
+        systemCall = raw.syscallNumber ?? systemCall
         tell(isOpen ? .sampled : .opened, now: now)
         isOpen = true
     }
@@ -108,7 +111,8 @@ final class PendingAttach {
         let loop = Self.noLoop
         let stall = StallRecord(
             id: 0, loop: loop, tid: pid, state: kind == .closed ? .closed : .open, start: since,
-            duration: now.since(since), detectedAt: now, sampleCount: samples.count, evidence: StallEvidence())
+            duration: now.since(since), detectedAt: now, sampleCount: samples.count,
+            evidence: StallEvidence(looks: samples.count, syscallNumber: systemCall))
         self.stall = ProvisionalStall(
             identity: injector.facts.identity, server: injector.name, executable: injector.facts.executable,
             record: stall, samples: samples)

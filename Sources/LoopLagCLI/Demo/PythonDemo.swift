@@ -10,8 +10,11 @@ enum PythonDemo {
         try DemoServer.find("python3", variable: "LOOPLAG_PYTHON", remedy: "install Python with FastAPI")
     }
 
-    /// By its own path: that is how an interpreter finds the virtual environment that it belongs to.
-    static func arguments(_ interpreter: String, _ more: [String]) -> [String] { [interpreter, "-c", program] + more }
+    /// By its own path: that is how an interpreter finds the virtual environment that it belongs to. Compiled under a name,
+    /// so that stacks read like those of a program in a file.
+    static func arguments(_ interpreter: String, _ more: [String]) -> [String] {
+        [interpreter, "-c", "import sys; exec(compile(sys.argv.pop(1), 'shop.py', 'exec'))", program] + more
+    }
 
     static let program = #"""
         import sys

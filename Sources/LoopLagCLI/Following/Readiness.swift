@@ -62,6 +62,9 @@ struct Readiness {
         if !follower.processes.isEmpty {
             return "\(subject): it has waited for events before and does not now, or only in helper loops"
         }
+        if follower.provisionalStalls.contains(where: { $0.isOpen && $0.identity == root.identity }) {
+            return "\(subject): it has been away from its waits since; the agent goes in at the next one"
+        }
         if let value = getenv("LOOPLAG_DISABLE"), String(cString: value) == "1" {
             return "\(subject): LOOPLAG_DISABLE=1 is set; unset it to measure"
         }

@@ -78,6 +78,11 @@ final class LiveModel {
                     pid: process.identity.pid, server: process.name, isGone: process.isGone, loops: loops,
                     pools: minutes[i].pools))
         }
+        for stall in follower.provisionalStalls where stall.isOpen {
+            let pid = stall.identity.pid
+            guard !picture.processes.contains(where: { $0.pid == pid && !$0.isGone }) else { continue }
+            picture.processes.append(LiveProcess(pid: pid, server: stall.server, isAwaited: true, loops: []))
+        }
         guard wantsFindings else { return picture }
         picture.findings = findings(
             about: focus ?? picture.stalls.first?.pid ?? picture.processes.first?.pid,

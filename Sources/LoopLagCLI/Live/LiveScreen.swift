@@ -39,7 +39,8 @@ struct LiveScreen: ~Copyable {
             var now = Clock.monotonic()
             if now >= nextPoll {
                 let news = watch.poll(now: now)
-                if let line = news.lines.last(where: { !$0.hasPrefix("measuring") }) { notice = line }
+                // What was said of a process that could not be measured is over when it is.
+                if let line = news.lines.last { notice = line.hasPrefix("measuring") ? nil : line }
                 if news.rings { terminal.send("\u{7}") }
                 // The news of a stall does not wait for the next picture.
                 if news.opened { nextDraw = now }

@@ -96,7 +96,9 @@ void lag_v8_resolve(void) {
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
         *wanted[i].into = dlsym(RTLD_DEFAULT, wanted[i].name);
     is_present = v8.try_get_current != NULL;
-    if (is_present) lag_v8_layout_resolve((uint64_t)v8.try_get_current);
+    if (!is_present) return;
+    lag_v8_layout_resolve((uint64_t)v8.try_get_current);
+    lag_uv_resolve();
 }
 
 uint64_t lag_v8_current_isolate(void) { return v8.try_get_current != NULL ? (uint64_t)v8.try_get_current() : 0; }

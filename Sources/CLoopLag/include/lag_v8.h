@@ -109,6 +109,18 @@ LAG_ANY_THREAD int lag_v8_uv_file(void);
 /* The requests that all known loops have under way; false where no loop is known. */
 LAG_ANY_THREAD bool lag_v8_active_requests(uint64_t *count);
 
+/* ---- libuv's pool, where its own variables cannot be read (uv_probe.c) */
+
+/* The threads that the pool has, or will have, by UV_THREADPOOL_SIZE as libuv reads it; a few dozen small reads. */
+LAG_ANY_THREAD uint32_t lag_uv_threads(void);
+/* Asks for one job through the pool of so many threads, which the main thread hands in at its next wait if the pool still is
+ * full. False where there is no way, or while one is under way. */
+LAG_ANY_THREAD bool lag_uv_probe_ask(uint32_t pool_threads);
+/* Whether a job of ours is among the requests under way. */
+LAG_ANY_THREAD bool lag_uv_probe_is_out(void);
+/* How long the last job waited for a thread, told once; 0 = nothing new. */
+LAG_ANY_THREAD uint64_t lag_uv_probe_take(void);
+
 #pragma clang assume_nonnull begin
 static inline const struct lag_v8_frame *lag_v8_answer_frame(const struct lag_v8_answer *answer, uint32_t i) {
     return &answer->frames[i < LAG_V8_MAX_FRAMES ? i : 0];

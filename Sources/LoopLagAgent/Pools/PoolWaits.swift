@@ -77,7 +77,8 @@ struct PoolWaits {
         return false
     }
 
-    private mutating func record(_ wait: UInt64) {
+    /// A wait that was measured, by the looks or by a probe.
+    mutating func record(_ wait: UInt64) {
         waits[Int(truncatingIfNeeded: count % UInt64(Self.waitLimit))] = wait
         count &+= 1
         if wait > longest { longest = wait }

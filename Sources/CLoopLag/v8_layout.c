@@ -1,6 +1,7 @@
 /* Where things lie in V8's objects and frames, from the v8dbg_* constants that every node exports for post-mortem
  * debuggers. Nothing is tabulated by version: a constant that is missing makes the layout unknown, and JavaScript frames
- * are left out.
+ * are left out. What no constant tells (where a BytecodeArray has its positions) is inferred from one that is there, and
+ * held, like all the rest, against V8's own stack trace before it is used (V8Check.swift).
  *
  * Runs once, on the thread that starts the agent, since it asks the loader. Refuses nothing to later callers: the
  * layout is read-only from then on.

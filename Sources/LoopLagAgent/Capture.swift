@@ -75,6 +75,7 @@ struct Capture {
         sample.thread_state = look.state
         sample.syscall_nr = -1
         var native: UnsafePointer<lag_capture>?
+        runtime.begin(tid: view.tid)
 
         switch look.place {
         case .gone: return drop(LAG_DROP_GONE)

@@ -22,6 +22,7 @@
 #define LAG_LOOP_THREAD
 #define LAG_ANY_THREAD
 
+#include "lag_node.h"
 #include "lag_v8.h"
 
 /* ---- life cycle (lifecycle.c) ------------------------------------------------------------------------------- */
@@ -56,8 +57,8 @@ LAG_SIGNAL_SAFE bool lag_life_is_ours(void);
 /* Starts on a thread of the agent's own, so that the caller (a thread that was borrowed for it) goes back to its work
  * after some ten microseconds. False where no thread can be had. */
 LAG_ANY_THREAD bool lag_life_start_soon(void);
-/* True in an object that was injected into a running process: it must not arm itself, nor read the environment that
- * another thread may be changing. Iterates the loaded objects. */
+/* True in an object that was loaded into a running process, by an injector or by node's process.dlopen: it must not arm
+ * itself, nor read the environment that another thread may be changing. Iterates the loaded objects. */
 LAG_ANY_THREAD bool lag_life_was_injected(void);
 /* True when an agent object is already loaded in this process (preload beside a linked build). */
 LAG_ANY_THREAD bool lag_life_other_agent(void);
@@ -94,8 +95,11 @@ struct lag_python_loop {
     uint64_t thread_state;      /* of the interpreter; 0 = none, or not known. Verified before every use */
     uint64_t pthread;           /* pthread_self(), which the interpreter calls thread_id */
     uint64_t gil_wait_at_start; /* gil_wait_ns when the open iteration began */
+    uint64_t first_event_ns; /* of the first wait with a result since lag_loop_take_event, 0 = none */
     uint64_t recent_gil_wait[LAG_RECENT_LONG]; /* within each entry of recent_long */
 };
+/* When a wait of the loop first returned with a result since the last call of this; 0 = none has. */
+LAG_ANY_THREAD uint64_t lag_loop_take_event(uint32_t index);
 LAG_ANY_THREAD uint64_t lag_loop_thread_state(uint32_t index);
 LAG_ANY_THREAD uint64_t lag_loop_pthread(uint32_t index);
 

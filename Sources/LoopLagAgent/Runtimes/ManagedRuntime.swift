@@ -27,6 +27,8 @@ struct ManagedRuntime {
     private let scratch: Scratch
     private var v8: V8Runtime?
     private var libuv: LibuvPool?
+    /// What the sampled thread was at before its stack was copied.
+    private var mark = lag_request_mark()
 
     init(_ segment: Segment, _ scratch: Scratch) {
         self.scratch = scratch
@@ -46,6 +48,12 @@ struct ManagedRuntime {
         python?.release()
         v8?.release()
         libuv?.release()
+    }
+
+    /// Before anything of a sample of this thread is read: which request it is at now, where `--requests` notes that.
+    mutating func begin(tid: Int32) {
+        guard v8 != nil else { return }
+        mark = lag_request_now(tid)
     }
 
     /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
@@ -70,8 +78,10 @@ struct ManagedRuntime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, look: ThreadLook, sample: inout lag_sample
     ) -> UnsafePointer<lag_capture> {
         guard v8 != nil else { return capture }
-        return v8?.refine(capture, slot: slot, generation: generation, of: loop, look: look, sample: &sample)
-            ?? capture
+        let refined =
+            v8?.refine(capture, slot: slot, generation: generation, of: loop, look: look, sample: &sample) ?? capture
+        if refined != capture { mark = lag_v8_answer_request() }
+        return refined
     }
 
     /// Adds to one sample what the interpreter was doing at that moment. The native stack is in `capture` already.
@@ -90,6 +100,18 @@ struct ManagedRuntime {
                 MutexOwner.name(owner, scratch, into: &section)
             }
         }
+        nameRequest(loop.pointee.tid, &section)
+    }
+
+    /// The noted request comes before the one that the stack shows: code that runs for another one can be called by it.
+    @inline(never)
+    private func nameRequest(_ tid: Int32, _ section: inout ManagedSection) {
+        guard mark.current != 0 else { return }
+        var request = lag_request()
+        guard lag_request_read(mark, tid, &request) else { return }
+        let text = lag_request_text(&request)
+        section.header.method = section.text(text, Int(request.method_bytes))
+        section.header.path = section.text(text + Int(request.method_bytes), Int(request.path_bytes))
     }
 
     /// A number that differs when the interpreter's frames on that thread are others; 0 = no interpreter.
@@ -126,7 +148,9 @@ struct ManagedRuntime {
         if usesFallback { fallback?.announce() }
         let wanted = python?.nextLook ?? UInt64.max
         let pools = libuv?.tick(now: now) ?? UInt64.max
-        return wanted < pools ? wanted : pools
+        let check = v8?.tick(now: now, loops: loops, count: count) ?? UInt64.max
+        let sooner = check < pools ? check : pools
+        return wanted < sooner ? wanted : sooner
     }
 
     // MARK: - dumps

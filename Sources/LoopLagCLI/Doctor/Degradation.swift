@@ -70,6 +70,14 @@ enum Degradation {
                 + " that runs; blocked threads have native frames only",
             "CPython 3.9 to 3.15, a build without the free-threaded option"
         ),
+        "no-javascript": (
+            "this build of V8 hides its layout, or V8's own stacks disagreed with what was read: native stacks only",
+            "a node of the project's own builds, 18 to 24; a shared libnode must export its symbols"
+        ),
+        "no-pools": (
+            "the runtime's thread pools cannot be read here: they are missing from reports",
+            "a node that exports libuv's functions; nothing else is affected"
+        ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]
 

@@ -228,7 +228,8 @@ struct CPythonPools {
         }
         guard array != 0, start < capacity, start < 1 &<< 40 else { return 0 }
         // Up to the ring's end, and from its beginning.
-        let first = capacity &- start < UInt64(truncatingIfNeeded: wanted) ? Int(truncatingIfNeeded: capacity &- start) : wanted
+        let first =
+            capacity &- start < UInt64(truncatingIfNeeded: wanted) ? Int(truncatingIfNeeded: capacity &- start) : wanted
         let read = Int(lag_safe_read(array &+ start &* 8, queue, first &* 8)) / 8
         guard read == first, first < wanted else { return read }
         return first &+ Int(lag_safe_read(array, queue + first, (wanted &- first) &* 8)) / 8
@@ -307,7 +308,9 @@ struct CPythonPools {
             borrowed < 1 &<< 32, waiting < 1 &<< 32
         else { return }
         var read = 0
-        if waiting > 0, var items = memory.entries(parts.queue, limit: UInt64(truncatingIfNeeded: PoolWaits.longestQueue)) {
+        if waiting > 0,
+            var items = memory.entries(parts.queue, limit: UInt64(truncatingIfNeeded: PoolWaits.longestQueue))
+        {
             while read < PoolWaits.longestQueue, let item = items.next() {
                 queue[read] = item.key
                 read &+= 1

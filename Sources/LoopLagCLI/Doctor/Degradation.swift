@@ -69,6 +69,15 @@ enum Degradation {
             "the runtime's thread pools cannot be read here: they are missing from reports",
             "a node that exports libuv's functions; nothing else is affected"
         ),
+        "no-python": (
+            "it does not know this version of CPython well enough to read its frames: stacks are native only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
+        ),
+        "python-fallback": (
+            "it does not know this version of CPython: the interpreter's faulthandler gives the frames of a main thread"
+                + " that runs; blocked threads have native frames only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
+        ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]
 

@@ -10,12 +10,14 @@ struct CPythonMemory {
     /// Where the text of a compact ASCII string begins; a compact one of another kind has two words more.
     let asciiBytes: UInt64
 
+    @inline(never)
     func word(_ address: UInt64) -> UInt64? {
         var value: UInt64 = 0
         guard address != 0, lag_safe_read(address, &value, 8) == 8 else { return nil }
         return value
     }
 
+    @inline(never)
     func int32(_ address: UInt64) -> Int32? {
         var value: Int32 = 0
         guard address != 0, lag_safe_read(address, &value, 4) == 4 else { return nil }
@@ -34,6 +36,7 @@ struct CPythonMemory {
         return word(address &+ 8)
     }
 
+    @inline(never)
     func isA(_ type: UInt64, _ address: UInt64) -> Bool { type != 0 && self.type(address) == type }
 
     // MARK: - texts
@@ -157,6 +160,7 @@ struct CPythonMemory {
         }
 
         /// Key and value; values that are not set are passed over.
+        @inline(never)
         mutating func next() -> (key: UInt64, value: UInt64)? {
             while left > 0 {
                 left &-= 1

@@ -45,7 +45,8 @@ let package = Package(
                 // watchdog alone, where nothing unwinds; the headers' inline functions would ask for tables for all.
                 .unsafeFlags([
                     "-wmo", "-Osize", "-Xfrontend", "-enable-single-module-llvm-emission",
-                    "-Xfrontend", "-function-sections", "-Xcc", "-fno-asynchronous-unwind-tables",
+                    "-Xfrontend", "-function-sections", "-Xfrontend", "-disable-stack-protector",
+                    "-Xcc", "-fno-asynchronous-unwind-tables",
                 ]),
             ],
             linkerSettings: [

@@ -161,7 +161,8 @@ enum PythonCost {
         func check() throws(BenchError) {
             guard let profiler, !profiler.isRunning else { return }
             throw BenchError(
-                "\(player.rawValue) has ended: see what it says by itself; Tests/setup.sh --profilers brings one that fits")
+                "\(player.rawValue) has ended: see what it says by itself; Tests/setup.sh --profilers brings one that fits"
+            )
         }
 
         func turn(requests: Int) throws(BenchError) -> Turn {

@@ -182,7 +182,8 @@ public enum ReportBuilder {
             maxNS: pool.queueWaitMax?.nanosecondCount)
         let isKnown = pool.queueWaitP50 != nil || pool.queueWaitP99 != nil || pool.queueWaitMax != nil
         return ReportPool(
-            id: ReportIDs.pool(prefix: prefix, pool.slot), kind: PlainText.printable(pool.kind), name: PlainText.printable(pool.name),
+            id: ReportIDs.pool(prefix: prefix, pool.slot), kind: PlainText.printable(pool.kind),
+            name: PlainText.printable(pool.name),
             threads: pool.threads, busy: pool.busy, queueDepth: pool.queueDepth, inFlight: pool.inFlight,
             queueWait: isKnown ? wait : nil, method: pool.method)
     }

@@ -90,8 +90,13 @@ let package = Package(
             name: "CLoopLagTrace", dependencies: ["CLoopLagLayout"],
             cSettings: [.define("_GNU_SOURCE"), .enableWarning("all"), .enableWarning("extra")]),
         .target(
-            name: "LoopLagAttach", dependencies: ["LoopLagModel", "CLoopLagTrace", "CLoopLagLayout"],
-            swiftSettings: strict),
+            name: "LoopLagAttach",
+            dependencies: [
+                "LoopLagModel", "CLoopLagTrace", "CLoopLagLayout",
+                // node's inspector speaks WebSocket.
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"), .product(name: "NIOWebSocket", package: "swift-nio"),
+            ], swiftSettings: strict),
         .target(name: "LoopLagExport", dependencies: ["LoopLagModel", "LoopLagTelemetry"], swiftSettings: strict),
         .target(
             name: "LoopLagTop", dependencies: ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"], swiftSettings: strict),

@@ -82,6 +82,7 @@ bool lag_life_arm(uint32_t mode, lag_starter starter) {
             break;
         }
     }
+    lag_boards_want(true);
     return true;
 }
 
@@ -119,28 +120,30 @@ bool lag_life_start_now(void) {
 }
 bool lag_life_start_soon(void) { return lag_thread_start_late(0); }
 
-struct own_name {
-    uint64_t address;
-    bool is_injected;
+struct own_place {
+    uint64_t own, libc;
+    bool is_behind_libc, was_found;
 };
 
-static int visit_for_name(struct dl_phdr_info *info, size_t size, void *context) {
+static int visit_for_place(struct dl_phdr_info *info, size_t size, void *context) {
     (void)size;
-    struct own_name *own = context;
+    struct own_place *place = context;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const Elf64_Phdr *header = &info->dlpi_phdr[i];
-        if (header->p_type != PT_LOAD || own->address - info->dlpi_addr - header->p_vaddr >= header->p_memsz) continue;
-        static const char prefix[] = "/proc/self/./fd/"; /* as the injector spells it, and nobody else */
-        own->is_injected = info->dlpi_name != NULL && strstr(info->dlpi_name, prefix) == info->dlpi_name;
-        return 1;
+        if (header->p_type != PT_LOAD) continue;
+        uint64_t start = info->dlpi_addr + header->p_vaddr;
+        if (place->libc - start < header->p_memsz) place->is_behind_libc = true;
+        if (place->own - start < header->p_memsz) return place->was_found = true;
     }
     return 0;
 }
 
+/* The loader's list begins with the program and what was preloaded, then what those need; what was opened later stands
+ * at the end. */
 bool lag_life_was_injected(void) {
-    struct own_name own = {.address = (uint64_t)&lag_life_word};
-    dl_iterate_phdr(visit_for_name, &own);
-    return own.is_injected;
+    struct own_place place = {.own = (uint64_t)&lag_life_word, .libc = (uint64_t)&__errno_location};
+    dl_iterate_phdr(visit_for_place, &place);
+    return place.was_found && place.is_behind_libc;
 }
 uint32_t lag_life_state(void) { return __atomic_load_n(&lag_life_word, __ATOMIC_ACQUIRE); }
 uint32_t lag_life_mode(void) { return life_mode; }
@@ -148,6 +151,7 @@ uint32_t lag_life_epoch(void) { return __atomic_load_n(&life_epoch, __ATOMIC_ACQ
 
 void lag_life_park(void) {
     __atomic_store_n(&lag_life_word, LAG_LIFE_PARKED, __ATOMIC_RELEASE);
+    lag_boards_want(false);
     lag_loops_close();
 }
 

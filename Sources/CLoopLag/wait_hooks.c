@@ -64,6 +64,7 @@ LAG_HOT struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller
         if (!lag_wait_admit(self, fd, kind, caller, frame)) return NULL;
     }
     struct lag_loop_slot *slot = self->slot;
+    if (LAG_UNLIKELY(__atomic_load_n(&lag_uv_probe_wanted, __ATOMIC_RELAXED) != 0)) lag_uv_probe_send(self);
     uint64_t now = lag_now();
     *since = now;
     uint64_t began = slot->busy_since_ns;

@@ -122,9 +122,9 @@ public enum Agent {
         Agent.attach(variables, bytes)
     }
 
-    /// node's `process.dlopen` unloads an object that does not export this.
+    /// What node's `process.dlopen` calls: the way in for `looplag attach` where it may not trace the process.
     @_cdecl("napi_register_module_v1")
     public func registerNodeModule(_ environment: UnsafeMutableRawPointer?, _ exports: UnsafeMutableRawPointer?)
         -> UnsafeMutableRawPointer?
-    { exports }
+    { lag_node_register(environment, exports) { Agent.attach($0, $1) } }
 #endif

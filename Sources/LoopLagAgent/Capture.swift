@@ -28,7 +28,7 @@ struct Capture {
         self.ring = ring
         self.modules = modules
         self.section = section
-        runtime = ManagedRuntime(segment)
+        runtime = ManagedRuntime(segment, scratch)
         firstSignal = settings.firstSignal != 0 ? settings.firstSignal : lag_signal_default()
         let isV8 = segment.header.pointee.runtime == UInt32(LAG_RUNTIME_NODE)
         stackBytes = UInt32(isV8 ? LAG_STACK_COPY_BYTES_V8 : LAG_STACK_COPY_BYTES)
@@ -75,6 +75,7 @@ struct Capture {
         sample.thread_state = look.state
         sample.syscall_nr = -1
         var native: UnsafePointer<lag_capture>?
+        runtime.begin(tid: view.tid)
 
         switch look.place {
         case .gone: return drop(LAG_DROP_GONE)

@@ -84,6 +84,37 @@ public struct ElfFacts {
         return nil
     }
 
+    /// Whether it exports this function, by its hash table: the symbols of a big program are not read.
+    func exports(_ name: String) -> Bool {
+        guard let hash = sections.first(where: { $0.type == 0x6fff_fff6 }),
+            let symbols = sections.first(where: { $0.name == ".dynsym" }), sections.indices.contains(symbols.link)
+        else { return false }
+        let strings = sections[symbols.link]
+        func word(_ at: UInt64) -> UInt64 {
+            file.bytes(at: hash.offset &+ at, count: 4).map { Self.little($0, 0, 4) } ?? 0
+        }
+        let (buckets, first, bloomWords) = (word(0), word(4), word(8))
+        guard buckets > 0, buckets < 1 << 24, bloomWords < 1 << 20 else { return false }
+        var code: UInt32 = 5381
+        for byte in name.utf8 { code = code &* 33 &+ UInt32(byte) }
+        let table = 16 &+ bloomWords &* 8
+        var index = word(table &+ (UInt64(code) % buckets) &* 4)
+        guard index >= first, index > 0 else { return false }
+        let wanted = Array(name.utf8) + [0]
+        for _ in 0..<4096 {
+            let link = word(table &+ buckets &* 4 &+ (index &- first) &* 4)
+            if UInt32(truncatingIfNeeded: link) | 1 == code | 1,
+                let entry = file.bytes(at: symbols.offset &+ index &* 24, count: 24), Self.little(entry, 6, 2) != 0,
+                file.bytes(at: strings.offset &+ Self.little(entry, 0, 4), count: wanted.count) == wanted
+            {
+                return true
+            }
+            if link & 1 != 0 { break }
+            index &+= 1
+        }
+        return false
+    }
+
     /// The strings of both version sections hold "GLIBC_2.34" and the like; which is of which is not asked.
     private func newest(in name: String) -> String? {
         guard let table = sections.first(where: { $0.name == name }), let bytes = bytes(table),

@@ -96,6 +96,17 @@ public struct ProcessFacts: Hashable, Sendable {
         return words.count > 4 ? Int32(text(words[4])) : nil
     }
 
+    /// The variables that a process was started with; empty when it may not be seen.
+    public static func environment(pid: Int32) -> [String: String] {
+        guard let bytes = try? ProcFile.read("/proc/\(pid)/environ", limit: 4 << 20) else { return [:] }
+        var found: [String: String] = [:]
+        for entry in bytes.split(separator: 0) {
+            let parts = entry.split(separator: UInt8(ascii: "="), maxSplits: 1, omittingEmptySubsequences: false)
+            if parts.count == 2 { found[text(parts[0])] = text(parts[1]) }
+        }
+        return found
+    }
+
     /// Whether the process has mapped a file of this name; nil when its mappings may not be read.
     public static func hasMapped(fileName: String, pid: Int32) -> Bool? {
         guard let maps = try? ProcFile.read("/proc/\(pid)/maps", limit: 4 << 20) else { return nil }

@@ -86,16 +86,20 @@ public func diagnose(
     return StallDiagnosis(
         cause: cause, evidence: numbers, syscall: syscall,
         culprit: cause == .gilWait ? holder : culprit,
-        request: isMostlyWithoutRequest(witnesses) ? nil : mostCommon(witnesses.compactMap(\.request)),
+        request: request(of: witnesses),
         task: mostCommon(witnesses.compactMap(\.task)),
         phase: mostCommon(witnesses.compactMap(\.phase)), blockedBy: blockedBy)
 }
 
-/// In node a request is known exactly while its handler runs synchronously: what most samples do not show was not served
-/// for most of the stall.
-private func isMostlyWithoutRequest(_ samples: [StackSample]) -> Bool {
+/// In node several requests can share an iteration, and of some samples none is known: what most of them do not show was
+/// not served for most of the stall.
+private func request(of samples: [StackSample]) -> ReportStall.Request? {
+    let best = mostCommon(samples.compactMap(\.request))
     let scripts = samples.filter { sample in sample.frames.contains { $0.kind == .javascript } }
-    return !scripts.isEmpty && scripts.count { $0.request == nil } * 2 > scripts.count
+    guard let best, !scripts.isEmpty else { return best }
+    let count = scripts.count { $0.request == best }
+    let unknown = scripts.count { $0.request == nil }
+    return unknown <= count && scripts.count - unknown - count < count ? best : nil
 }
 
 /// The first of those that occur most.

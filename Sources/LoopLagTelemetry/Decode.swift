@@ -99,6 +99,7 @@ enum Decode {
     private static let degradedNames = [
         "no-syscall-file", "no-signal", "no-safe-read", "small-segment", "no-private-fds", "budget", "modules-full",
         "loops-full", "no-task-dir", "memfd", "stacks-off", "no-python", "no-javascript", "no-pools",
+        "python-fallback",
     ]
 
     /// By bit; a later agent's bits keep their number, so that nothing is hidden.
@@ -205,7 +206,8 @@ enum Decode {
             queueWaitP50: hasWaits ? duration(raw.wait_p50_ns) : nil,
             queueWaitP99: hasWaits ? duration(raw.wait_p99_ns) : nil,
             queueWaitMax: hasWaits ? duration(raw.wait_max_ns) : nil,
-            method: method(raw.method))
+            method: method(raw.method),
+            queueWaitMethod: hasWaits && raw.wait_method != 0 ? method(raw.wait_method) : nil)
     }
 
     private static func gauge(_ raw: lag_gauge) -> Gauge? {

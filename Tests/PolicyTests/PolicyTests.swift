@@ -15,7 +15,10 @@ struct PolicyTests {
         "LoopLagSymbols": ["LoopLagModel", "CLibunwind", "CLibdw"],
         "LoopLagDiagnosis": ["LoopLagModel"],
         "LoopLagReport": ["LoopLagModel", "LoopLagDiagnosis"],
-        "LoopLagAttach": ["LoopLagModel", "CLoopLagTrace", "CLoopLagLayout"],
+        // NIO for one client: node's inspector speaks WebSocket.
+        "LoopLagAttach": [
+            "LoopLagModel", "CLoopLagTrace", "CLoopLagLayout", "NIOCore", "NIOPosix", "NIOHTTP1", "NIOWebSocket",
+        ],
         "LoopLagExport": ["LoopLagModel", "LoopLagTelemetry"],
         "LoopLagTop": ["LoopLagModel", "LoopLagDiagnosis", "CNcurses"],
         "LoopLagCLI": [

@@ -153,7 +153,7 @@ struct lag_pool_slot {
     uint32_t kind;      /* [W] LAG_POOL_* */
     uint32_t method;    /* [W] LAG_METHOD_* */
     int32_t threads;    /* [W] -1 = unknown */
-    uint32_t reserved0;
+    uint32_t wait_method; /* [W] LAG_METHOD_* of the waits, 0 = as the row */
     char name[32];      /* [W] */
     struct lag_gauge busy;
     struct lag_gauge queue_depth;
@@ -364,6 +364,7 @@ enum {
     LAG_DEGRADED_NO_PYTHON = 2048,      /* the interpreter's layout is not known, or the self-check failed */
     LAG_DEGRADED_NO_JAVASCRIPT = 4096,  /* V8's layout was not found, or the self-check failed */
     LAG_DEGRADED_NO_POOLS = 8192,       /* the runtime has pools that cannot be read here */
+    LAG_DEGRADED_PYTHON_FALLBACK = 16384, /* Python frames are those of faulthandler, of a running main thread only */
 };
 
 /* A reader's wish for a threshold. A reader owns an entry while it holds an open-file-description write lock on its

@@ -1,7 +1,7 @@
 /// One pool's row in the segment: gauges, and how long its queued items waited.
 ///
 /// Watchdog only, the row's single writer. Gauges are weighted by time, since looks come more often while something
-/// happens. Waits are seen from outside, look by look (see PoolWaits): a row that has any says `estimate`.
+/// happens. Waits are seen from outside, look by look (see PoolWaits), and say so: the gauges are exact, they are estimates.
 
 import CLoopLag
 
@@ -82,7 +82,7 @@ struct PoolSlot {
             Self.set(&row.pointee.busy, busy, weight)
             if let depth { Self.set(&row.pointee.queue_depth, depth, weight) }
             if let found {
-                row.pointee.method = UInt32(LAG_METHOD_ESTIMATE)
+                row.pointee.wait_method = UInt32(LAG_METHOD_ESTIMATE)
                 row.pointee.wait_p50_ns = found.median
                 row.pointee.wait_p99_ns = found.p99
                 row.pointee.wait_max_ns = waits.longest

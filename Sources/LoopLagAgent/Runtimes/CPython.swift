@@ -10,8 +10,6 @@ struct CPython {
     private static let scratchBytes = CPythonFrames.scratchBytes &+ textBytes &+ blockerBytes
     private static let textBytes = 512
     private static let blockerBytes = MemoryLayout<lag_python_frames>.stride
-    /// A sample of frames that is read again and again: what the self-check may skip.
-    private static let framesSkipped: UInt32 = 3
     /// At most so many of one worker's go into a dump.
     private static let workerFrames: UInt32 = 48
 
@@ -19,6 +17,7 @@ struct CPython {
     private let layout: CPythonLayout
     private let memory: CPythonMemory
     private let frames: CPythonFrames
+    private let locks: CPythonLocks
     private var request: CPythonRequest
     private let scratch: UnsafeMutableRawPointer
     private let text: UnsafeMutablePointer<UInt8>
@@ -27,7 +26,7 @@ struct CPython {
     private var pools: CPythonPools?
     /// Whether the interpreter's own account has been compared, and what came of it.
     private var isChecked = false
-    private var isTrusted: Bool
+    private(set) var isTrusted: Bool
     private var lastTick: UInt64 = 0
 
     /// Nil where there is no interpreter, or none that is known; the latter is said in `degraded`.
@@ -47,6 +46,7 @@ struct CPython {
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
+        locks = CPythonLocks(frames, runtime)
         self.memory = frames.memory
         text = (memory + CPythonFrames.scratchBytes).assumingMemoryBound(to: UInt8.self)
         blocker = (memory + (CPythonFrames.scratchBytes &+ Self.textBytes))
@@ -125,7 +125,15 @@ struct CPython {
             request.describeTask(copy, modules: modules, now: sample.time_ns, into: &section)
         }
         if isCollecting(interpreter) { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
-        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { describeHolder(state, interpreter, into: &section) }
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 {
+            describeHolder(state, interpreter, into: &section)
+        } else if look.place == .inCall(202) {
+            let owner = locks.owner(copy, futex: look.arguments.0, spare: blocker)
+            if owner != 0, owner != state {
+                lag_python_copy(owner, blocker)
+                describeBlocker(into: &section)
+            }
+        }
     }
 
     /// The thread that holds the lock for which the sampled one waits: its frames are read while it runs.
@@ -133,11 +141,28 @@ struct CPython {
         let holder = lockHolder(interpreter)
         guard holder != 0, holder != waiting else { return }
         lag_python_copy(holder, blocker)
-        guard lockHolder(interpreter) == holder, let thread = threadNumber(holder) else { return }
+        guard lockHolder(interpreter) == holder else { return }
+        describeBlocker(into: &section)
+    }
+
+    /// The thread whose frames lie in `blocker`.
+    private func describeBlocker(into section: inout ManagedSection) {
+        guard let thread = threadNumber(blocker.pointee.thread_state) else { return }
         section.header.blocker_tid = thread
         let name = CPythonThreads.name(blocker, frames, into: text, capacity: 64)
         if name > 0 { section.header.blocker_name = section.text(text, name) }
         _ = frames.decode(blocker, stack: nil, asBlocker: true, into: &section)
+    }
+
+    /// Names a thread that holds a native mutex, if it runs Python; false when it does not.
+    func describeThread(_ thread: Int32, into section: inout ManagedSection) -> Bool {
+        guard isTrusted else { return false }
+        let state = CPythonThreads.find(runtime, frames) { threadNumber($0) == thread }
+        guard state != 0 else { return false }
+        lag_python_copy(state, blocker)
+        guard blocker.pointee.count > 0 else { return false }
+        describeBlocker(into: &section)
+        return true
     }
 
     /// The kernel's number of a thread state's thread.
@@ -156,11 +181,9 @@ struct CPython {
 
     // MARK: - looks
 
-    /// What the interpreter adds to a look at a loop's thread: it waits for the lock, or collects garbage. Nil: neither.
+    /// What the interpreter adds to a look at a loop's thread: it collects garbage. Nil: it does not.
     func kind(_ look: ThreadLook, loop index: Int, _ loop: UnsafeMutablePointer<lag_loop_slot>) -> Int? {
-        guard isTrusted else { return nil }
-        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { return Int(LAG_LOOK_GIL_WAIT) }
-        guard look.place == .running || look.place == .inFault else { return nil }
+        guard isTrusted, look.place == .running || look.place == .inFault else { return nil }
         let state = threadState(ofLoop: index)
         guard state != 0 else { return nil }
         let interpreter = interpreter(of: state)
@@ -258,32 +281,20 @@ struct CPython {
     }
 
     private func agrees(_ answer: UnsafePointer<lag_python_check>) -> Bool {
+        guard answer.pointee.agrees != 0 else { return false }
         let copy = lag_python_check_copy(answer)
-        let wanted = answer.pointee.count
-        guard wanted > 0, memory.word(copy.pointee.thread_state &+ layout.threadID) != nil else { return false }
-        var compared: UInt32 = 0
-        var skipped: UInt32 = 0
         var i: UInt32 = 0
-        while i < copy.pointee.count, compared < wanted {
-            let bytes = lag_python_frame(copy, i)
-            i &+= 1
-            if frames.isShim(bytes) { continue }
-            let expected = lag_python_check_code(answer, compared)
-            guard frames.reference(bytes, layout.frameCode) == expected else {
-                // The interpreter hides frames that have not really begun.
-                skipped &+= 1
-                if skipped > Self.framesSkipped { return false }
-                continue
-            }
+        while i < answer.pointee.count {
+            let bytes = lag_python_frame(copy, lag_python_check_place(answer, i))
             // A code object that has gone since is no disagreement, nor is its line.
             if let code = frames.code(bytes) {
                 guard let place = frames.instruction(code, bytes) else { return false }
-                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, compared) {
+                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, i) {
                     return false
                 }
             }
-            compared &+= 1
+            i &+= 1
         }
-        return compared == wanted
+        return true
     }
 }

@@ -191,6 +191,11 @@ struct CPythonFrames {
         return offset
     }
 
+    /// The content of a `bytes` object; valid until the next table is read.
+    func tableBytes(_ table: UInt64, _ size: UInt64) -> LineTableBytes {
+        LineTableBytes(memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size)
+    }
+
     /// The line of an instruction, by the version's own table.
     func line(_ code: UInt64, _ instruction: Int64) -> Line {
         guard let first = memory.int32(code &+ layout.codeFirstLine), first >= 0 else { return .none }
@@ -198,7 +203,7 @@ struct CPythonFrames {
         guard instruction >= 0 else { return .at(start) }
         guard let table = memory.word(code &+ layout.codeLines), let size = memory.word(table &+ 16), size < 1 &<< 24
         else { return .beginning(start) }
-        var bytes = LineTableBytes(memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size)
+        var bytes = tableBytes(table, size)
         switch layout.minor {
         case 9: return CPythonLines.notab(&bytes, first, instruction)
         case 10: return CPythonLines.ranges(&bytes, first, instruction)

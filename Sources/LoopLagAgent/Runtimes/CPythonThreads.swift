@@ -7,6 +7,11 @@ import CLoopLag
 enum CPythonThreads {
     /// The thread state with this `thread_id` in any interpreter of the process; 0 = none.
     static func state(ofThread thread: UInt64, runtime: UInt64, _ frames: CPythonFrames) -> UInt64 {
+        find(runtime, frames) { frames.memory.word($0 &+ frames.layout.threadID) == thread }
+    }
+
+    /// The first thread state that `isIt` takes; 0 = none.
+    static func find(_ runtime: UInt64, _ frames: CPythonFrames, _ isIt: (UInt64) -> Bool) -> UInt64 {
         let memory = frames.memory
         let layout = frames.layout
         var interpreter = memory.word(runtime &+ layout.interpretersHead) ?? 0
@@ -15,7 +20,7 @@ enum CPythonThreads {
             var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
             var states = 0
             while state != 0, states < 512 {
-                if memory.word(state &+ layout.threadID) == thread { return state }
+                if isIt(state) { return state }
                 state = memory.word(state &+ layout.threadNext) ?? 0
                 states &+= 1
             }

@@ -55,6 +55,11 @@ public final class Injector {
         self.lock = lock
         let memory = ProcessMemory(pid: pid)
         guard let map = MemoryMap.read(pid: pid) else { throw .gone }
+        if let first = map.mappings.first, let reason = memory.refusal(at: first.start) {
+            throw .notPermitted(
+                "not permitted to read its memory (\(reason)): a seccomp filter or security module stands in the way; run"
+                    + " looplag outside of it")
+        }
         let modules = map.modules(memory: memory)
         library = try TargetLibrary(modules: modules, map: map, memory: memory)
         try Seccomp.check(pid: pid)
@@ -70,7 +75,15 @@ public final class Injector {
         } else {
             (loaded, lifeWord) = (nil, nil)
         }
-        var merged = Self.ownVariables(of: pid).merging(variables) { $1 }
+        self.variables = try Self.block(variables, pid: pid)
+        // For tests: which step of the injection is to be its last.
+        killAt = getenv("LOOPLAG_INJECT_KILL").flatMap { UInt32(String(cString: $0)) } ?? 0
+    }
+
+    /// What the agent is told: our variables over those that the process was started with.
+    static func block(_ variables: [String: String], pid: Int32) throws(InjectError) -> [UInt8] {
+        var merged = ProcessFacts.environment(pid: pid).filter { $0.key.hasPrefix("LOOPLAG_") }
+            .merging(variables) { $1 }
         if let value = merged["LOOPLAG_DISABLE"], !value.isEmpty, value != "0" {
             throw .unfit("LOOPLAG_DISABLE=\(ProcessFacts.printable(value)) is set in its environment")
         }
@@ -80,9 +93,7 @@ public final class Injector {
             block += Array("\(name)=\(value)".utf8) + [0]
         }
         guard block.count <= Int(LAG_INJECT_VARIABLES) else { throw .failed("its LOOPLAG_ variables are too long") }
-        self.variables = block
-        // For tests: which step of the injection is to be its last.
-        killAt = getenv("LOOPLAG_INJECT_KILL").flatMap { UInt32(String(cString: $0)) } ?? 0
+        return block
     }
 
     public static func isAgent(_ path: String) -> Bool {
@@ -222,18 +233,23 @@ public final class Injector {
     }
 
     private func success(_ result: lag_inject_result, _ thread: SafeThread) throws(InjectError) -> Success {
-        switch Int(result.answer) {
-        case LAG_ATTACH_STARTED, LAG_ATTACH_RUNNING:
-            return Success(
-                tid: thread.tid, threadName: ProcessFacts.printable(thread.name),
-                stopped: .nanoseconds(Int64(clamping: result.stopped_ns)),
-                held: .nanoseconds(Int64(clamping: result.held_ns)), attempts: attempts, wasLoaded: loaded != nil,
-                wasRunning: Int(result.answer) == LAG_ATTACH_RUNNING)
+        Success(
+            tid: thread.tid, threadName: ProcessFacts.printable(thread.name),
+            stopped: .nanoseconds(Int64(clamping: result.stopped_ns)),
+            held: .nanoseconds(Int64(clamping: result.held_ns)), attempts: attempts, wasLoaded: loaded != nil,
+            wasRunning: try Self.wasRunning(answer: UInt32(truncatingIfNeeded: result.answer)))
+    }
+
+    /// What a called agent answered: whether it measured already.
+    static func wasRunning(answer: UInt32) throws(InjectError) -> Bool {
+        switch Int(answer) {
+        case LAG_ATTACH_STARTED: return false
+        case LAG_ATTACH_RUNNING: return true
         case LAG_ATTACH_DISABLED: throw .unfit("the agent may not run in it (LOOPLAG_DISABLE, or raised privileges)")
         case LAG_ATTACH_NO_THREAD: throw .failed("no thread could be made in it (its limit of threads or memory)")
         case LAG_ATTACH_OTHER_VERSION:
             throw .failed("another version of the agent is in it already; use that version's looplag, or restart it")
-        default: throw .failed("its agent gave an answer that I do not know (\(result.answer))")
+        default: throw .failed("its agent gave an answer that I do not know (\(answer))")
         }
     }
 
@@ -256,18 +272,6 @@ public final class Injector {
             }
         }
         return Array((found + [-1, -1, -1, -1]).prefix(4))
-    }
-
-    /// The LOOPLAG_* variables that the process was started with.
-    private static func ownVariables(of pid: Int32) -> [String: String] {
-        guard let bytes = try? ProcFile.read("/proc/\(pid)/environ") else { return [:] }
-        var found: [String: String] = [:]
-        for entry in bytes.split(separator: 0) where entry.starts(with: Array("LOOPLAG_".utf8)) {
-            let parts = String(decoding: entry, as: UTF8.self).split(
-                separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-            if parts.count == 2 { found[String(parts[0])] = String(parts[1]) }
-        }
-        return found
     }
 }
 

@@ -6,7 +6,8 @@
 import Glibc
 
 enum Obstacle {
-    static func check(pid: Int32) throws(InjectError) -> ProcessFacts {
+    /// - Parameter traces: false for a way in that needs no tracing.
+    static func check(pid: Int32, traces: Bool = true) throws(InjectError) -> ProcessFacts {
         let facts: ProcessFacts
         do throws(AttachError) {
             facts = try ProcessFacts.read(pid: pid)
@@ -27,7 +28,7 @@ enum Obstacle {
         if facts.state == "T" || facts.state == "t" {
             throw .failed("it is stopped; let it go on with 'kill -CONT \(pid)' first")
         }
-        if let refusal = traceRefusal(facts) { throw .notPermitted(refusal) }
+        if traces, let refusal = traceRefusal(facts) { throw .notPermitted(refusal) }
         let program = ExecutableFacts.inspect(pid: pid)
         switch program.kind {
         case .dynamic, .unknown: break

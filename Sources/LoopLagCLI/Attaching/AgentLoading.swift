@@ -25,12 +25,8 @@ enum AgentLoading {
         return found
     }
 
-    static func injector(pid: Int32, image: AgentImage, threshold: Duration?) throws(Failure) -> Injector {
-        do throws(InjectError) {
-            return try Injector(pid: pid, image: image, variables: variables(threshold: threshold))
-        } catch {
-            throw failure(error, pid: pid, name: nil)
-        }
+    static func injector(pid: Int32, image: AgentImage, threshold: Duration?) throws(InjectError) -> Injector {
+        try Injector(pid: pid, image: image, variables: variables(threshold: threshold))
     }
 
     static func image() throws(Failure) -> AgentImage {
@@ -56,28 +52,31 @@ enum AgentLoading {
 
     /// Waits until the called agent's segment is there.
     static func source(of injector: Injector) throws(Failure) -> SegmentSource {
+        try source(pid: injector.pid, name: injector.name) { injector.hasFailed }
+    }
+
+    static func source(pid: Int32, name: String, hasFailed: () -> Bool) throws(Failure) -> SegmentSource {
         let clock = ContinuousClock()
         let start = clock.now
-        let name = injector.name
         while true {
             do throws(TelemetryError) {
-                return try SegmentDiscovery.live(pid: injector.pid)
+                return try SegmentDiscovery.live(pid: pid)
             } catch {
                 switch error {
                 case .noAgent, .gone: break
-                case .noSuchProcess: throw Self.failure(.gone, pid: injector.pid, name: name)
-                default: throw Targets.failure(error, pid: injector.pid)
+                case .noSuchProcess: throw Self.failure(.gone, pid: pid, name: name)
+                default: throw Targets.failure(error, pid: pid)
                 }
             }
-            if injector.hasFailed {
+            if hasFailed() {
                 throw Failure(
-                    "the agent in \(injector.pid) (\(name)) could not start: no room for its segment, no memory, or no"
-                        + " thread; see 'looplag doctor \(injector.pid)'")
+                    "the agent in \(pid) (\(name)) could not start: no room for its segment, no memory, or no"
+                        + " thread; see 'looplag doctor \(pid)'")
             }
             guard clock.now - start < startLimit else {
                 throw Failure(
-                    "the agent in \(injector.pid) (\(name)) was loaded and shows no segment; see 'looplag doctor"
-                        + " \(injector.pid)'")
+                    "the agent in \(pid) (\(name)) was loaded and shows no segment; see 'looplag doctor"
+                        + " \(pid)'")
             }
             usleep(1_000)
         }

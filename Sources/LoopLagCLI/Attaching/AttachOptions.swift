@@ -17,6 +17,29 @@ struct AttachOptions: ParsableArguments {
         transform: DurationArgument.parse)
     var wait: Duration = .seconds(30)
 
+    @OptionGroup var node: NodeOptions
+
     @Flag(name: .shortAndLong, help: "Say what was done, and how long the process was stopped for it.")
     var verbose = false
+}
+
+/// What is there for node alone, also in `attach`.
+struct NodeOptions: ParsableArguments {
+    enum Inspector: String, ExpressibleByArgument, CaseIterable { case auto, always, never }
+
+    @Flag(
+        help: "Of node: name each stall's request also behind awaits and timers; goes in by node's inspector.")
+    var requests = false
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Of node: send SIGUSR1 to come in by its inspector where it may not be traced (auto), also where its source \
+            names that signal (always), or never.
+            """, valueName: "when"))
+    var inspector: Inspector = .auto
+
+    func validate() throws {
+        if requests, inspector == .never { throw ValidationError("--requests needs node's inspector") }
+    }
 }

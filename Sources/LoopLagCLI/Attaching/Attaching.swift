@@ -17,6 +17,8 @@ final class Attaching {
     /// How long `prepare` tries before it goes on in the background.
     private static let firstTry: Duration = .milliseconds(60)
     private static let childInterval: Duration = .milliseconds(500)
+    /// How long an inspector may hold up a verb that is at work already.
+    private static let laterLimit: Duration = .seconds(3)
 
     let options: AttachOptions
     /// The processes that were named.
@@ -84,7 +86,7 @@ final class Attaching {
         roots.append(pid)
         do throws(TelemetryError) {
             let source = try SegmentDiscovery.live(pid: pid)
-            sources.append(source)
+            if !options.node.requests || options.noAttach { sources.append(source) }
             targets.append(
                 Target(
                     identity: ProcessIdentity(pid: pid, startTicks: source.startTicks), name: LoopHost.name(pid)))
@@ -103,7 +105,11 @@ final class Attaching {
                         + " start the server with 'looplag run -- ...'")
             }
             try load(pid)
+            if !options.noChildren { attachChildren(of: pid) }
+            return
         }
+        // One that is measured already is only told to follow its requests.
+        if options.node.requests, !options.noAttach { try enter(pid, after: nil, within: options.wait) }
         if !options.noChildren && !options.noAttach { attachChildren(of: pid) }
     }
 
@@ -116,7 +122,13 @@ final class Attaching {
 
     private func load(_ pid: Int32) throws(Failure) {
         let image = try agentImage()
-        let injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold)
+        let injector: Injector
+        if options.node.requests { return target(try enter(pid, after: nil, within: options.wait)) }
+        do throws(InjectError) {
+            injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold)
+        } catch {
+            return target(try enter(pid, after: error, within: options.wait))
+        }
         targets.append(Target(identity: injector.facts.identity, name: injector.name))
         tried.insert(injector.facts.identity)
         let attempt = PendingAttach(injector, threshold: threshold, limit: options.wait, userCode: userCode)
@@ -132,10 +144,34 @@ final class Attaching {
         if !hasServers { pending.append(attempt) }
     }
 
+    private func target(_ entry: InspectorLoading.Entry) {
+        targets.append(Target(identity: entry.identity, name: entry.name))
+    }
+
+    /// By node's inspector, or not at all.
+    @discardableResult
+    private func enter(
+        _ pid: Int32, after refusal: InjectError?, within limit: Duration
+    ) throws(Failure) -> InspectorLoading.Entry {
+        let entry = try InspectorLoading(options: options.node, threshold: threshold).enter(
+            pid, after: refusal, within: limit)
+        tried.insert(entry.identity)
+        if !entry.wasRunning { loaded.append(entry.identity) }
+        sources.append(entry.source)
+        return entry
+    }
+
     /// True when it is done with.
     private func step(_ attempt: PendingAttach, now: MonotonicTime) throws(Failure) -> Bool {
-        guard let success = try attempt.attempt(now: now) else { return false }
         let pid = attempt.injector.pid
+        let success: Injector.Success
+        do throws(InjectError) {
+            guard let found = try attempt.attempt(now: now) else { return false }
+            success = found
+        } catch {
+            try enter(pid, after: error, within: Self.laterLimit)
+            return true
+        }
         if options.verbose { AgentLoading.tell(success, pid: pid, name: attempt.injector.name) }
         // A preloaded agent, or another command line's, is not ours to take out.
         if !success.wasRunning { loaded.append(attempt.injector.facts.identity) }
@@ -187,7 +223,17 @@ final class Attaching {
             do throws(Failure) {
                 let image = try agentImage()
                 tried.insert(facts.identity)
-                let injector = try AgentLoading.injector(pid: child, image: image, threshold: threshold)
+                if options.node.requests, InspectorRoute.isNode(facts) {
+                    try enter(child, after: nil, within: Self.laterLimit)
+                    continue
+                }
+                let injector: Injector
+                do throws(InjectError) {
+                    injector = try AgentLoading.injector(pid: child, image: image, threshold: threshold)
+                } catch {
+                    try enter(child, after: error, within: Self.laterLimit)
+                    continue
+                }
                 let attempt = PendingAttach(injector, threshold: threshold, limit: options.wait, userCode: userCode)
                 if try !step(attempt, now: Clock.monotonic()) { pending.append(attempt) }
             } catch {

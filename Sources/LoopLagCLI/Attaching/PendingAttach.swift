@@ -44,7 +44,7 @@ final class PendingAttach {
     }
 
     /// One try; nil when it is not over. Throws when it never will be.
-    func attempt(now: MonotonicTime) throws(Failure) -> Injector.Success? {
+    func attempt(now: MonotonicTime) throws(InjectError) -> Injector.Success? {
         // Often at first: a loaded server waits for moments only.
         next = now.advanced(by: now.since(started) < .seconds(1) ? .milliseconds(5) : .milliseconds(40))
         let reason: String
@@ -57,12 +57,11 @@ final class PendingAttach {
             }
         } catch {
             close(now: now)
-            throw AgentLoading.failure(error, pid: injector.pid, name: injector.name)
+            throw error
         }
         guard now.since(started) < limit else {
             close(now: now)
-            throw AgentLoading.failure(
-                .noSafeThread(waited: now.since(started), why: reason), pid: injector.pid, name: injector.name)
+            throw .noSafeThread(waited: now.since(started), why: reason)
         }
         watch(now: now)
         return nil

@@ -61,6 +61,23 @@ enum Degradation {
             "no folder took its segment: it lives in memory only and dies with the process",
             "a writable /dev/shm, or LOOPLAG_DIR=/path, so that a killed server's last stalls can be read"
         ),
+        "no-javascript": (
+            "this build of V8 hides its layout, or V8's own stacks disagreed with what was read: native stacks only",
+            "a node of the project's own builds, 18 to 24; a shared libnode must export its symbols"
+        ),
+        "no-pools": (
+            "the runtime's thread pools cannot be read here: they are missing from reports",
+            "a node that exports libuv's functions; nothing else is affected"
+        ),
+        "no-python": (
+            "it does not know this version of CPython well enough to read its frames: stacks are native only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
+        ),
+        "python-fallback": (
+            "it does not know this version of CPython: the interpreter's faulthandler gives the frames of a main thread"
+                + " that runs; blocked threads have native frames only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
+        ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]
 

@@ -31,6 +31,8 @@ struct AttachVerb: ParsableCommand {
         transform: DurationArgument.parse)
     var wait: Duration = .seconds(30)
 
+    @OptionGroup var node: NodeOptions
+
     @Flag(name: .shortAndLong, help: "Say how long each process was stopped.")
     var verbose = false
 
@@ -62,16 +64,23 @@ struct AttachVerb: ParsableCommand {
     }
 
     private func attach(_ pid: Int32, _ image: AgentImage, limit: Duration) throws(Failure) {
+        let inspector = InspectorLoading(options: node, threshold: threshold.given)
+        if node.requests {
+            _ = try inspector.enter(pid, after: nil, within: limit)
+            return
+        }
         if let source = try? SegmentDiscovery.live(pid: pid) {
             Console.error("\(source.pid) (\(LoopHost.name(pid))) is measured already")
             return
         }
-        let injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold.given)
+        let injector: Injector
         let success: Injector.Success
         do throws(InjectError) {
+            injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold.given)
             success = try injector.attach(within: limit)
         } catch {
-            throw AgentLoading.failure(error, pid: pid, name: injector.name)
+            _ = try inspector.enter(pid, after: error, within: limit)
+            return
         }
         if verbose { AgentLoading.tell(success, pid: pid, name: injector.name) }
         _ = try AgentLoading.source(of: injector)

@@ -14,7 +14,8 @@ struct RunVerb: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "run",
         abstract: "Launch a command with the agent preloaded; exits as the command does.",
-        usage: "looplag run [--threshold <duration>] [-o <file>] [--quiet] [--user-code <path>] ... -- <command> ...",
+        usage:
+            "looplag run [--threshold <duration>] [-o <file>] [--requests] [--quiet] [--user-code <path>] ... -- <command> ...",
         discussion: """
             Measures the command and all processes it starts. Needs a dynamically linked x86_64 program with glibc that \
             waits in epoll (LOOPLAG_WAITS=epoll,poll adds poll and select).
@@ -26,6 +27,9 @@ struct RunVerb: ParsableCommand {
         name: .shortAndLong,
         help: ArgumentHelp("Write a JSON report at the end; %p becomes the process id.", valueName: "file"))
     var output: String?
+
+    @Flag(help: "Of node: name each stall's request also behind awaits and timers. Costs the server a few per cent.")
+    var requests = false
 
     @Flag(name: .shortAndLong, help: "Print no stalls and no summary.")
     var quiet = false
@@ -49,13 +53,20 @@ struct RunVerb: ParsableCommand {
         // A folder that is not there is better told now than after the command's work.
         try output.map { try OutputFile(pattern: $0, pid: 0).check() }
 
+        let module = try requests ? RequestsModule(agent: agent) : nil
+        var environment = ["LOOPLAG_THRESHOLD": DurationArgument.format(limit)]
+        if let module { environment["NODE_OPTIONS"] = module.nodeOptions }
         let window = ReportWindow()
         var inbox = SignalInbox(Launcher.signals)
-        let child = try Launcher.launch(
-            LaunchRequest(
-                command: command, agent: agent,
-                environment: ["LOOPLAG_THRESHOLD": DurationArgument.format(limit)]),
-            mask: inbox.inheritedMask, dispositions: Entry.dispositions)
+        let child: LaunchedProcess
+        do throws(AttachError) {
+            child = try Launcher.launch(
+                LaunchRequest(command: command, agent: agent, environment: environment),
+                mask: inbox.inheritedMask, dispositions: Entry.dispositions)
+        } catch {
+            module?.remove()
+            throw error
+        }
         let root = try? ProcessFacts.read(pid: child.pid)
         if let obstacle = child.executable.obstacle {
             Console.error(
@@ -64,6 +75,10 @@ struct RunVerb: ParsableCommand {
 
         let follower = Follower(scope: .trees([child.pid]), threshold: limit, includesHistory: true)
         let status = follow(child, root: root, follower: follower, window: window, inbox: &inbox)
+        module?.clean()
+        if requests, !follower.processes.contains(where: { $0.latest.runtime == .node }) {
+            Console.error("nothing of it was node: --requests follows the requests of node only")
+        }
         try finish(follower, window: window, pid: child.pid, status: status)
     }
 

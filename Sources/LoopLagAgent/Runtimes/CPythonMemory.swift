@@ -178,6 +178,30 @@ struct CPythonMemory {
             }
             return nil
         }
+
+        /// The keys of all that is left, as far as they fit, read in pieces; how many. Not of a split dictionary.
+        @inline(never)
+        mutating func keys(
+            into list: UnsafeMutablePointer<UInt64>, capacity: Int, piece: UnsafeMutablePointer<UInt64>, words: Int
+        ) -> Int {
+            let width = Int(truncatingIfNeeded: stride / 8)
+            var found = 0
+            while left > 0, values == 0, found < capacity {
+                let most = words / width
+                let batch = left < UInt64(truncatingIfNeeded: most) ? Int(truncatingIfNeeded: left) : most
+                guard Int(lag_safe_read(at, piece, batch &* width &* 8)) == batch &* width &* 8 else { break }
+                at &+= UInt64(truncatingIfNeeded: batch) &* stride
+                left &-= UInt64(truncatingIfNeeded: batch)
+                var i = 0
+                while i < batch, found < capacity {
+                    let value = piece[i &* width &+ width &- 1]
+                    list[found] = piece[i &* width &+ width &- 2]
+                    if value != 0, list[found] != 0 { found &+= 1 }
+                    i &+= 1
+                }
+            }
+            return found
+        }
     }
 
     func entries(_ dictionary: UInt64, limit: UInt64 = 4096) -> Entries? {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes this machine able to build the package and to run its tests: system libraries, and the real servers that the
-# end-to-end tests start (redis, nginx, node 18 to 24 with Express, Python ASGI servers). Debian and Ubuntu; run it as often as you like:
-# it does nothing, in well under two seconds, when all is there.
+# end-to-end tests start (redis, nginx, node 18 to 24 and the distribution's own with Express, Python ASGI servers).
+# Debian and Ubuntu; run it as often as you like: it does nothing, in well under two seconds, when all is there.
 #
 # It starts no service and writes nothing into the repository. Python packages go into a virtual environment in the
 # user's cache directory; beside it lies the file `env` that tells the tests where each host is.
@@ -148,6 +148,40 @@ other_pythons() {
     done
 }
 
+# ---- the distribution's node -------------------------------------------------------------------------------------
+
+# Split into a small program, libnode and libuv, all of them stripped. It is unpacked beside the others, because another
+# node may be installed here; the libraries and scripts that it needs are installed.
+distribution_node() {
+    local folder=$cache/node-debian
+    if [ ! -x "$folder/node" ]; then
+        [ -n "$(apt-cache pkgnames libnode)" ] || install_packages
+        local library version needs package
+        library=$(apt-cache pkgnames libnode | grep -xE 'libnode[0-9]+' | sort -V | tail -n 1)
+        [ -n "$library" ] || die "this distribution has no libnode"
+        version=$(apt-cache show "$library" | sed -n 's/^Version: //p' | head -n 1)
+        needs=$(apt-cache show "$library=$version" | sed -n 's/^Depends: //p' | head -n 1 | tr ',' '\n' | awk '{ print $1 }')
+        # Those that are missing, and no newer versions of the others.
+        needs=$(for package in $needs; do dpkg-query -W "$package" >/dev/null 2>&1 || echo "$package"; done)
+        [ -z "$needs" ] || install_packages $needs
+        say "fetching $library $version"
+        rm -rf "$folder"
+        mkdir -p "$folder/packages"
+        (cd "$folder/packages" && apt-get download -qq -o APT::Sandbox::User=root "$library=$version" "nodejs=$version" >&2)
+        for package in "$folder"/packages/*.deb; do dpkg-deb -x "$package" "$folder"; done
+        rm -r "$folder/packages" "$folder/usr/share"
+        local libraries
+        libraries=$(dirname "$(find "$folder/usr/lib" -name 'libnode.so.*' -type f | head -n 1)")
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' "$libraries" "$folder/usr/bin/node" >"$folder/node.new"
+        chmod 755 "$folder/node.new"
+        [[ $("$folder/node.new" --version) == v* ]] || die "$library $version brought no node"
+        mv "$folder/node.new" "$folder/node"
+    fi
+    echo "$folder/node"
+}
+
+node_debian=$(distribution_node)
+
 # ---- where all that is -------------------------------------------------------------------------------------------
 
 {
@@ -157,6 +191,7 @@ other_pythons() {
     echo "NODE18=$node18"
     echo "NODE22=$node22"
     echo "NODE24=$node24"
+    echo "NODE_DEBIAN=$node_debian"
     echo "REDIS_SERVER=$(find_program redis-server)"
     echo "NGINX=$(find_program nginx)"
     echo "GDB=$(find_program gdb)"

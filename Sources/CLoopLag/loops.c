@@ -298,6 +298,10 @@ bool lag_wait_admit(struct lag_thread *self, int fd, uint32_t kind, uint64_t cal
     return measured;
 }
 
+uint64_t lag_loop_take_event(uint32_t index) {
+    return index < LAG_MAX_LOOPS ? __atomic_exchange_n(&lag_python_loops[index].first_event_ns, 0, __ATOMIC_RELAXED) : 0;
+}
+
 uint64_t lag_loop_thread_state(uint32_t index) {
     return index < LAG_MAX_LOOPS ? __atomic_load_n(&lag_python_loops[index].thread_state, __ATOMIC_ACQUIRE) : 0;
 }

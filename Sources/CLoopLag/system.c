@@ -187,8 +187,7 @@ static struct {
     const char *name;
     char value[256];
 } variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
-                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""},
-                 {"UV_THREADPOOL_SIZE", ""}};
+                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
 
 static void set_variable(size_t i, const char *value) {
     size_t bytes = value != NULL ? strlen(value) : 0;

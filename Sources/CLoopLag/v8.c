@@ -36,6 +36,7 @@ static struct {
     struct location (*frame_location)(const void *frame);
     void *(*frame_script)(const void *frame);
     void *(*frame_function)(const void *frame);
+    int (*write_utf8)(const void *string, void *isolate, char *into, int capacity, int *characters, int options);
     void *(*environment)(void *context);
     void *(*event_loop)(void *isolate);
     void (*add_cleanup_hook)(void *isolate, void (*hook)(void *), void *argument);
@@ -89,6 +90,7 @@ void lag_v8_resolve(void) {
         {"_ZNK2v810StackFrame11GetLocationEv", (void **)&v8.frame_location},
         {"_ZNK2v810StackFrame13GetScriptNameEv", (void **)&v8.frame_script},
         {"_ZNK2v810StackFrame15GetFunctionNameEv", (void **)&v8.frame_function},
+        {"_ZNK2v86String9WriteUtf8EPNS_7IsolateEPciPii", (void **)&v8.write_utf8},
         {"_ZN4node21GetCurrentEnvironmentEN2v85LocalINS0_7ContextEEE", (void **)&v8.environment},
         {"_ZN4node19GetCurrentEventLoopEPN2v87IsolateE", (void **)&v8.event_loop},
         {"_ZN4node25AddEnvironmentCleanupHookEPN2v87IsolateEPFvPvES3_", (void **)&v8.add_cleanup_hook},
@@ -96,7 +98,9 @@ void lag_v8_resolve(void) {
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
         *wanted[i].into = dlsym(RTLD_DEFAULT, wanted[i].name);
     is_present = v8.try_get_current != NULL;
-    if (is_present) lag_v8_layout_resolve((uint64_t)v8.try_get_current);
+    if (!is_present) return;
+    lag_v8_layout_resolve((uint64_t)v8.try_get_current);
+    lag_uv_resolve();
 }
 
 uint64_t lag_v8_current_isolate(void) { return v8.try_get_current != NULL ? (uint64_t)v8.try_get_current() : 0; }
@@ -232,6 +236,12 @@ static struct entry *entry_of(uint32_t index, uint32_t generation) {
     return entry != NULL && entry->generation == generation && entry->index == index ? entry : NULL;
 }
 
+bool lag_v8_has_traces(void) {
+    return v8.add_cleanup_hook != NULL && v8.request_interrupt != NULL && v8.stack_trace != NULL &&
+           v8.frame_count != NULL && v8.frame_at != NULL && v8.frame_location != NULL && v8.frame_script != NULL &&
+           v8.frame_function != NULL;
+}
+
 bool lag_v8_loop_read(uint32_t index, uint32_t generation, struct lag_v8_loop *view) {
     struct entry *entry = entry_of(index, generation);
     if (entry == NULL) return false;
@@ -240,9 +250,7 @@ bool lag_v8_loop_read(uint32_t index, uint32_t generation, struct lag_v8_loop *v
     view->gc_since_ns = __atomic_load_n(&entry->gc_since_ns, __ATOMIC_ACQUIRE);
     view->gc_count = __atomic_load_n(&entry->gc_count, __ATOMIC_ACQUIRE);
     view->follows_gc = entry->follows_gc;
-    view->can_interrupt = entry->has_cleanup && v8.request_interrupt != NULL && v8.stack_trace != NULL &&
-                          v8.frame_count != NULL && v8.frame_at != NULL && v8.frame_location != NULL &&
-                          v8.frame_script != NULL && v8.frame_function != NULL;
+    view->can_interrupt = entry->has_cleanup && lag_v8_has_traces();
     return view->isolate > CLAIMED_ENTRY;
 }
 
@@ -288,12 +296,18 @@ static uint32_t request_entry_offset;
 static struct lag_v8_answer answer;
 static struct lag_capture below;
 
-static void take_text(void *handle, uint32_t *offset, uint32_t *bytes) {
+static void take_text(void *isolate, void *handle, uint32_t *offset, uint32_t *bytes) {
+    enum { NO_NUL = 2, REPLACE_HALVES = 8 }; /* v8::String::WriteOptions */
     *offset = answer.text_bytes;
     *bytes = 0;
     if (handle == NULL) return;
+    uint8_t *into = answer.texts + answer.text_bytes;
     size_t room = sizeof answer.texts - answer.text_bytes;
-    long n = lag_v8_string(*(uint64_t *)handle, answer.texts + answer.text_bytes, room < 512 ? room : 512);
+    if (room > 512) room = 512;
+    /* By V8 itself where it can: what is read by the layout is held against it. */
+    long n = v8.write_utf8 != NULL
+                 ? v8.write_utf8(handle, isolate, (char *)into, (int)room, NULL, NO_NUL | REPLACE_HALVES)
+                 : lag_v8_string(*(uint64_t *)handle, into, room);
     if (n <= 0) return;
     *bytes = (uint32_t)n;
     answer.text_bytes += (uint32_t)n;
@@ -313,8 +327,8 @@ static void take_trace(void *isolate) {
         struct location place = v8.frame_location(frame);
         out->line = place.line >= 0 ? (uint32_t)place.line + 1 : 0;
         out->column = place.column >= 0 ? (uint32_t)place.column + 1 : 0;
-        take_text(v8.frame_function(frame), &out->function_offset, &out->function_bytes);
-        take_text(v8.frame_script(frame), &out->file_offset, &out->file_bytes);
+        take_text(isolate, v8.frame_function(frame), &out->function_offset, &out->function_bytes);
+        take_text(isolate, v8.frame_script(frame), &out->file_offset, &out->file_bytes);
         answer.frame_count = (uint32_t)i + 1;
     }
     v8.handle_scope_end(scope);
@@ -343,6 +357,7 @@ static __attribute__((noinline)) void serve(void *isolate, void *data) {
     if (lag_life_is_ours() && __atomic_compare_exchange_n(&request, &wanted, cookie | REQUEST_SERVING, false,
                                                           __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
         uint64_t began = lag_now();
+        answer.collections = entry != NULL ? entry->gc_count : 0;
         answer.entry_fp = 0;
         if (request_entry_offset != 0)
             (void)lag_safe_read((uint64_t)isolate + request_entry_offset, &answer.entry_fp, 8);
@@ -359,11 +374,15 @@ static __attribute__((noinline)) void serve(void *isolate, void *data) {
 
 struct lag_request_mark lag_v8_answer_request(void) { return answer.request; }
 
-bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset, uint64_t timeout_ns,
-                      const struct lag_v8_answer **out, const struct lag_capture **capture) {
+uint64_t lag_v8_ask(uint32_t index, uint32_t generation, uint32_t entry_offset) {
     static uint64_t last_cookie;
     struct entry *entry = entry_of(index, generation);
-    if (entry == NULL || (__atomic_load_n(&request, __ATOMIC_ACQUIRE) & 3) == REQUEST_SERVING) return false;
+    uint64_t before = __atomic_load_n(&request, __ATOMIC_ACQUIRE);
+    /* One that nobody waits for any more is withdrawn, unless it is being served just now. */
+    if (entry == NULL || (before & 3) == REQUEST_SERVING ||
+        ((before & 3) == REQUEST_WANTED && !__atomic_compare_exchange_n(&request, &before, REQUEST_IDLE, false,
+                                                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)))
+        return 0;
     last_cookie += 4;
     uint64_t cookie = last_cookie | 0x4c56000000000000ULL;
     acquire(entry);
@@ -378,15 +397,22 @@ bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset
         v8.request_interrupt((void *)isolate, serve, (void *)cookie);
     }
     release(entry);
-    if (!can) return false;
+    return can ? cookie : 0;
+}
 
+bool lag_v8_answered(uint64_t cookie, const struct lag_v8_answer **out, const struct lag_capture **capture) {
+    *out = &answer;
+    *capture = &below;
+    return __atomic_load_n(&request, __ATOMIC_ACQUIRE) == (cookie | REQUEST_DONE);
+}
+
+bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset, uint64_t timeout_ns,
+                      const struct lag_v8_answer **out, const struct lag_capture **capture) {
+    uint64_t cookie = lag_v8_ask(index, generation, entry_offset);
+    if (cookie == 0) return false;
     uint64_t deadline = answer.asked_ns + timeout_ns, pause = 100 * 1000;
     for (;;) {
-        if (__atomic_load_n(&request, __ATOMIC_ACQUIRE) == (cookie | REQUEST_DONE)) {
-            *out = &answer;
-            *capture = &below;
-            return true;
-        }
+        if (lag_v8_answered(cookie, out, capture)) return true;
         uint64_t now = lag_now();
         if (now >= deadline) {
             uint64_t wanted = cookie | REQUEST_WANTED;

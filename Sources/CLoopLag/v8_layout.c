@@ -1,6 +1,7 @@
 /* Where things lie in V8's objects and frames, from the v8dbg_* constants that every node exports for post-mortem
  * debuggers. Nothing is tabulated by version: a constant that is missing makes the layout unknown, and JavaScript frames
- * are left out.
+ * are left out. What no constant tells (where a BytecodeArray has its positions) is inferred from one that is there, and
+ * held, like all the rest, against V8's own stack trace before it is used (V8Check.swift).
  *
  * Runs once, on the thread that starts the agent, since it asks the loader. Refuses nothing to later callers: the
  * layout is read-only from then on.
@@ -209,16 +210,21 @@ const struct lag_v8_layout *lag_v8_layout(void) { return is_known ? &layout : NU
 
 const char *lag_v8_node_version(void) {
     /* node::per_process::metadata begins with the versions, the first of them node's own: a string, whose first word points
-     * at its characters. What does not look like one is not taken for one. */
+     * at its characters. Its length follows; with libstdc++'s older strings, which some builds have, it lies three words
+     * ahead of the characters. What does not look like a version is not taken for one. */
     const uint64_t *metadata = dlsym(RTLD_DEFAULT, "_ZN4node11per_process8metadataE");
     static char version[24];
     uint64_t string[2];
     if (metadata == NULL || lag_safe_read((uint64_t)metadata, string, sizeof string) != sizeof string) return NULL;
-    if (string[1] < 5 || string[1] >= sizeof version) return NULL;
-    if (lag_safe_read(string[0], version, string[1] + 1) != string[1] + 1 || version[string[1]] != 0) return NULL;
-    for (uint64_t i = 0; i < string[1]; i++)
-        if ((version[i] < '0' || version[i] > '9') && version[i] != '.') return NULL;
-    return version;
+    uint64_t length = string[1], dots = 0;
+    if (length >= sizeof version && lag_safe_read(string[0] - 24, &length, 8) != 8) return NULL;
+    if (length < 5 || length >= sizeof version) return NULL;
+    if (lag_safe_read(string[0], version, length + 1) != length + 1 || version[length] != 0) return NULL;
+    for (uint64_t i = 0; i < length; i++) {
+        if (version[i] == '.') dots += 1;
+        else if (version[i] < '0' || version[i] > '9') return NULL;
+    }
+    return dots == 2 ? version : NULL;
 }
 
 LAG_SMALL_CODE_END

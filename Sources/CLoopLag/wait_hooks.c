@@ -64,6 +64,7 @@ LAG_HOT struct lag_loop_slot *wait_begins(int fd, uint32_t kind, uint64_t caller
         if (!lag_wait_admit(self, fd, kind, caller, frame)) return NULL;
     }
     struct lag_loop_slot *slot = self->slot;
+    if (LAG_UNLIKELY(__atomic_load_n(&lag_uv_probe_wanted, __ATOMIC_RELAXED) != 0)) lag_uv_probe_send(self);
     uint64_t now = lag_now();
     *since = now;
     uint64_t began = slot->busy_since_ns;
@@ -116,7 +117,10 @@ LAG_HOT void wait_ended(struct lag_loop_slot *slot, uint64_t since, int result) 
     slot->busy_since_ns = now;
     slot->iteration_events = result > 0 ? (uint64_t)result : 0;
     slot->events += slot->iteration_events;
-    lag_python_loops[self->index].gil_wait_at_start = slot->gil_wait_ns;
+    struct lag_python_loop *python = &lag_python_loops[self->index];
+    python->gil_wait_at_start = slot->gil_wait_ns;
+    if (result > 0 && __atomic_load_n(&python->first_event_ns, __ATOMIC_RELAXED) == 0)
+        __atomic_store_n(&python->first_event_ns, now, __ATOMIC_RELAXED);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&slot->seq, seq + 2, __ATOMIC_RELEASE);
 }

@@ -25,12 +25,7 @@ enum Bench {
         ("top", { TopCost.measure(into: &$0, $1) }),
         ("node-requests", { NodeRequests.measure(into: &$0, $1) }),
         ("peers", { NodePeers.measure(into: &$0, $1) }),
-        (
-            "attach",
-            { table, _ in
-                table.skip("attach: target thread stopped", because: "no verb attaches yet", bar: "<= 2 ms")
-            }
-        ),
+        ("attach", { AttachCost.measure(into: &$0, $1) }),
     ]
 
     static func main() {

@@ -55,7 +55,7 @@ enum ObjectCost {
 }
 
 /// A host that only waits for clients that never come.
-private enum IdleHost: String {
+enum IdleHost: String {
     case redis = "redis-server"
     case demo = "looplag-demo"
 

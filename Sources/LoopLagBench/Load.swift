@@ -94,13 +94,16 @@ extension String.UTF8View {
     }
 }
 
-/// What a handler said of itself: `done NANOSECONDS`.
+/// What a handler said of itself: `done NANOSECONDS`, or `done` and words.
 struct Answer {
     var blocked: Double?
+    var told: String?
 
     init(_ bytes: [UInt8]) {
         let words = String(decoding: bytes, as: UTF8.self).split(whereSeparator: \.isWhitespace)
-        if let i = words.lastIndex(of: "done"), i + 1 < words.count { blocked = Double(words[i + 1]) }
+        guard let i = words.lastIndex(of: "done"), i + 1 < words.count else { return }
+        blocked = Double(words[i + 1])
+        told = words[(i + 1)...].joined(separator: " ")
     }
 }
 

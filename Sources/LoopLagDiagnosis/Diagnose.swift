@@ -48,6 +48,8 @@ public func diagnose(
     var shares = CauseShares(evidence)
     if shares.isEmpty, evidence.looks > 0 { shares = CauseShares(states: samples, evidence: evidence) }
     var cause = evidence.looks > 0 ? shares.largest : .unknown
+    // The loop's thread measured that itself, whether or not anybody looked just then.
+    if cause != .processStopped, let waited = evidence.gilWaitTime, waited * 2 > stall.duration { cause = .gilWait }
     let rules = UserCode(executable: executable, prefixes: userCode)
     let smallShare = cause == .onCPU ? ManySmall.largestShare(evidence, samples: samples, rules: rules) : nil
     if smallShare != nil { cause = .manySmall }

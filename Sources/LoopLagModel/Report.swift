@@ -226,11 +226,23 @@ public struct ReportPool: Hashable, Sendable, Codable {
         public var p50NS: Int64?
         public var p99NS: Int64?
         public var maxNS: Int64?
-        enum CodingKeys: String, CodingKey { case p50NS = "p50_ns", p99NS = "p99_ns", maxNS = "max_ns" }
-        public init(p50NS: Int64?, p99NS: Int64?, maxNS: Int64?) {
+        /// Where it is not the pool's own: a probe can measure the wait in a queue whose depth is an estimate.
+        public var method: MeasuringMethod?
+        enum CodingKeys: String, CodingKey { case p50NS = "p50_ns", p99NS = "p99_ns", maxNS = "max_ns", method }
+        public init(p50NS: Int64?, p99NS: Int64?, maxNS: Int64?, method: MeasuringMethod? = nil) {
             self.p50NS = p50NS
             self.p99NS = p99NS
             self.maxNS = maxNS
+            self.method = method
+        }
+
+        /// Of a pool's figures so far; nil = none was seen.
+        public init?(_ pool: PoolSnapshot) {
+            guard pool.queueWaitP50 != nil || pool.queueWaitP99 != nil || pool.queueWaitMax != nil else { return nil }
+            self.init(
+                p50NS: pool.queueWaitP50?.nanosecondCount, p99NS: pool.queueWaitP99?.nanosecondCount,
+                maxNS: pool.queueWaitMax?.nanosecondCount,
+                method: pool.queueWaitMethod == pool.method ? nil : pool.queueWaitMethod)
         }
     }
 

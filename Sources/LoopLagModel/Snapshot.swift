@@ -180,10 +180,13 @@ public struct PoolSnapshot: Hashable, Sendable {
     public var queueWaitP99: Duration?
     public var queueWaitMax: Duration?
     public var method: MeasuringMethod
+    /// How the waits were measured, where that is not as the rest; nil = not told.
+    public var queueWaitMethod: MeasuringMethod?
 
     public init(
         slot: Int, kind: String, name: String, threads: Int?, busy: Gauge?, queueDepth: Gauge?, inFlight: Gauge?,
-        queueWaitP50: Duration?, queueWaitP99: Duration?, queueWaitMax: Duration?, method: MeasuringMethod
+        queueWaitP50: Duration?, queueWaitP99: Duration?, queueWaitMax: Duration?, method: MeasuringMethod,
+        queueWaitMethod: MeasuringMethod? = nil
     ) {
         self.slot = slot
         self.kind = kind
@@ -196,6 +199,7 @@ public struct PoolSnapshot: Hashable, Sendable {
         self.queueWaitP99 = queueWaitP99
         self.queueWaitMax = queueWaitMax
         self.method = method
+        self.queueWaitMethod = queueWaitMethod
     }
 }
 

@@ -177,14 +177,11 @@ public enum ReportBuilder {
     }
 
     private static func build(_ pool: PoolSnapshot, prefix: String) -> ReportPool {
-        let wait = ReportPool.QueueWait(
-            p50NS: pool.queueWaitP50?.nanosecondCount, p99NS: pool.queueWaitP99?.nanosecondCount,
-            maxNS: pool.queueWaitMax?.nanosecondCount)
-        let isKnown = pool.queueWaitP50 != nil || pool.queueWaitP99 != nil || pool.queueWaitMax != nil
-        return ReportPool(
-            id: ReportIDs.pool(prefix: prefix, pool.slot), kind: PlainText.printable(pool.kind), name: PlainText.printable(pool.name),
+        ReportPool(
+            id: ReportIDs.pool(prefix: prefix, pool.slot), kind: PlainText.printable(pool.kind),
+            name: PlainText.printable(pool.name),
             threads: pool.threads, busy: pool.busy, queueDepth: pool.queueDepth, inFlight: pool.inFlight,
-            queueWait: isKnown ? wait : nil, method: pool.method)
+            queueWait: ReportPool.QueueWait(pool), method: pool.method)
     }
 
     private static func agent(from: ProcessSnapshot?, to: ProcessSnapshot, window: Duration) -> ReportProcess.Agent {

@@ -134,7 +134,8 @@ public enum TextReport {
                         "\(process.pid)", name, pool.name == pool.kind ? pool.kind : "\(pool.name) · \(pool.kind)",
                         pool.busy.map { String(format: "%.1f", $0.mean) } ?? "-", pool.busy.map { "\($0.max)" } ?? "-",
                         pool.threads.map(String.init) ?? "-", pool.queueDepth.map { "\($0.max)" } ?? "-",
-                        known(pool.queueWait?.p99NS), known(pool.queueWait?.maxNS), pool.method.rawValue,
+                        known(pool.queueWait?.p99NS), known(pool.queueWait?.maxNS),
+                        pool.method.rawValue + (pool.queueWait?.method.map { ", wait by \($0.rawValue)" } ?? ""),
                     ])
                 }
             }

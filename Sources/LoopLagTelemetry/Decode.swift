@@ -205,7 +205,8 @@ enum Decode {
             queueWaitP50: hasWaits ? duration(raw.wait_p50_ns) : nil,
             queueWaitP99: hasWaits ? duration(raw.wait_p99_ns) : nil,
             queueWaitMax: hasWaits ? duration(raw.wait_max_ns) : nil,
-            method: method(raw.method))
+            method: method(raw.method),
+            queueWaitMethod: hasWaits && raw.wait_method != 0 ? method(raw.wait_method) : nil)
     }
 
     private static func gauge(_ raw: lag_gauge) -> Gauge? {

@@ -60,12 +60,11 @@ extension EndToEnd {
     struct NodeStackTests {
         @Test(
             "Every way to block node is blamed on its line, in a route and in a worker thread",
-            arguments: ["NODE18", "NODE", "NODE22", "NODE24"])
+            arguments: ["NODE18", "NODE", "NODE22", "NODE24", "NODE_DEBIAN"])
         func everyWay(node: String) throws {
             let first = try BlocksRun(node: node)
             #expect(!first.process.agent.degraded.contains("no-javascript"))
-            let major = node == "NODE" ? "20." : node.dropFirst(4) + "."
-            #expect(first.process.runtime?.version?.hasPrefix(major) ?? true)
+            #expect(try first.process.runtime?.version == Self.version(of: node))
             var exact = 0
             for isMain in [true, false] {
                 for name in BlocksRun.cases {
@@ -139,11 +138,25 @@ extension EndToEnd {
             }
         }
 
+        /// As it says itself, without its "v".
+        private static func version(of node: String) throws -> String {
+            let child = try Child([Tools.installed(node), "--version"])
+            defer { child.end() }
+            _ = try child.exitStatus(within: .seconds(20))
+            return try String(child.output.wholeText().dropFirst().prefix { !$0.isNewline })
+        }
+
         private func expectPool(_ run: BlocksRun, _ node: String) throws {
             let pool = try #require(run.process.pools.first { $0.kind == "libuv" })
-            #expect(pool.method == .exact)
             #expect(pool.threads == 4)
             #expect(pool.busy?.max == 4)
+            // Without libuv's own variables whatever else the loops wait for is counted too.
+            guard node != "NODE_DEBIAN" else {
+                #expect(pool.method == .estimate)
+                #expect((16...20).contains(pool.inFlight?.max ?? 0))
+                return
+            }
+            #expect(pool.method == .exact)
             #expect(pool.inFlight?.max == 16)
             // Twelve once all four threads have taken one; a look may come before that.
             #expect((12...16).contains(pool.queueDepth?.max ?? 0))

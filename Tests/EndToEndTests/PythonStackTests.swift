@@ -130,8 +130,8 @@ extension EndToEnd {
             }
             #expect(blamed.isEmpty, "\(blamed.map { $0.culprit?.function ?? "" })")
             // The forty-first waits for a token, the last of the executor's for a thread.
-            #expect((sync.last ?? .zero) >= .milliseconds(990), "\(sync)")
-            #expect((executor.last ?? .zero) >= .milliseconds(990), "\(executor)")
+            #expect(sync[39] < sync[40] && sync[40] >= .milliseconds(900), "\(sync)")
+            #expect((executor.last ?? .zero) >= .milliseconds(900), "\(executor)")
             let anyio = try #require(process.pools.first { $0.kind == "anyio" })
             #expect(anyio.threads == 40)
             // On a busy machine they do not come together: then not all are there at once.
@@ -140,7 +140,11 @@ extension EndToEnd {
             let pool = try #require(process.pools.first { $0.kind == "thread-pool-executor" && $0.name != "jobs" })
             #expect(pool.name == loop)
             #expect(pool.threads == workers)
-            #expect(pool.queueDepth?.max == 1)
+            // While they are handed in more than the one can be seen to wait, but only that one waits for long.
+            #expect((pool.queueDepth?.max ?? 0) >= 1)
+            let waited = Duration.nanoseconds(pool.queueWait?.maxNS ?? 0)
+            let truth = (executor.last ?? .zero) - .milliseconds(500)
+            #expect(waited >= .milliseconds(400) && waited <= truth + .milliseconds(100), "\(waited), \(truth)")
             figure(
                 "\(loop): 41 sync sleeps of 0.5 s: 40th \(sync[39].inMilliseconds), 41st \(sync[40].inMilliseconds); "
                     + "\(workers + 1) on an executor of \(workers): last \((executor.last ?? .zero).inMilliseconds)")
@@ -154,12 +158,19 @@ extension EndToEnd {
             let paths = (1...4).map { "/nap/\($0)" }
             let report = try LoopLagTool.record(host.pid, for: .seconds(4)) {
                 // They gather while the loop sleeps, and are served together.
-                _ = try Client.timeTogether(["/sleep"] + paths, of: host.address)
+                let address = host.address
+                Thread { _ = try? Client.get("/sleep?ms=900", of: address) }.start()
+                letPass(.milliseconds(300))
+                _ = try Client.timeTogether(paths, of: host.address)
             }
             let process = try #require(report.processes.first)
             let stalls = process.stalls.filter { $0.culprit?.function == "nap" }
-            let named = Set(stalls.flatMap(\.samples).compactMap { $0.request?.path }.filter { $0.hasPrefix("/nap") })
+            // The first of them can share the iteration of the sleep, which is the longer.
+            let named = Set(
+                process.stalls.flatMap(\.samples).compactMap { $0.request?.path }.filter { $0.hasPrefix("/nap") })
             #expect(named == Set(paths), "\(named)")
+            // asyncio runs all that is ready in one iteration.
+            if loop == "asyncio" { #expect((stalls.map(\.durationNS).max() ?? 0) >= 390_000_000) }
             figure(
                 "\(loop): four naps of 0.2 s: \(stalls.count) stalls, the worst "
                     + "\(Duration.nanoseconds(stalls.map(\.durationNS).max() ?? 0).inMilliseconds), named \(named.sorted())"
@@ -179,15 +190,32 @@ extension EndToEnd {
                 together = try Client.timeTogether(
                     (0..<12).map { _ in "/sync-cpu" } + (0..<6).map { _ in "/ok" }, of: host.address)
             }
-            let loop0 = try #require(report.processes.first?.loops.first { $0.role == .server })
+            let process = try #require(report.processes.first)
+            let loop0 = try #require(process.loops.first { $0.role == .server })
             let waited = try #require(loop0.gilWaitNS)
             #expect(waited >= 100_000_000, "only \(waited) ns")
             #expect(waited <= loop0.busyNS + 50_000_000)
+            // Alone a request takes a twelfth of that.
+            #expect((together.last ?? .zero) >= .milliseconds(500), "\(together)")
+            // No callback of the loop is long. An iteration is only as long as it waits for the lock in it, and how long
+            // that is is drawn by lot: with twelve threads that compute, any thread waits for 170 ms in one case of ten,
+            // and up to 400 (a thread that sleeps and measures it by itself, on a machine with a load of 6).
+            for stall in process.stalls {
+                #expect(stall.cause == .gilWait || stall.cause == .runQueue, "\(stall.cause), \(stall.evidence)")
+                #expect(stall.culprit?.function != "cpu_in_sync" || stall.blockedBy != nil)
+                let own = Double(stall.durationNS) - (stall.evidence["gil_wait_time_ns"] ?? 0)
+                #expect(own < 100_000_000, "\(own) ns of its own: \(stall.evidence)")
+            }
+            let own = loop0.busyNS - waited
+            #expect(own < loop0.busyNS / 2 || own < 200_000_000, "\(own) of \(loop0.busyNS) ns")
             #expect(report.findings.contains { $0.id.hasSuffix("gil-wait") }, "\(report.findings.map(\.id))")
             figure(
                 "\(loop): 12 sync handlers with CPU work: the slowest \((together.last ?? .zero).inMilliseconds), lock wait "
-                    + "\(Duration.nanoseconds(waited).inMilliseconds), longest iteration "
-                    + "\(Duration.nanoseconds(loop0.iteration.maxNS ?? 0).inMilliseconds)")
+                    + "\(Duration.nanoseconds(waited).inMilliseconds) of "
+                    + "\(Duration.nanoseconds(loop0.busyNS).inMilliseconds) busy, longest iteration "
+                    + "\(Duration.nanoseconds(loop0.iteration.maxNS ?? 0).inMilliseconds), of stalls not waited "
+                    + "\(process.stalls.map { Duration.nanoseconds($0.durationNS - Int64($0.evidence["gil_wait_time_ns"] ?? 0)).inMilliseconds })"
+            )
         }
 
         @Test("A thread that holds the interpreter's lock is named, and its function is the culprit")
@@ -209,61 +237,6 @@ extension EndToEnd {
             figure(
                 "json.loads in a thread: the loop waited "
                     + "\(Duration.nanoseconds(stall.durationNS).inMilliseconds) for \(blocker.threadName)")
-        }
-
-        @Test("Pools are read as they are: 30 jobs on 6 threads, 60 sync requests on 40 tokens")
-        func pools() throws {
-            let host = try start("asyncio")
-            defer { host.end() }
-            var slowest = Duration.zero
-            let report = try LoopLagTool.record(host.pid, for: .seconds(7)) {
-                _ = try Client.get("/jobs", of: host.address)
-                slowest = try Client.timeTogether((0..<60).map { _ in "/sync-second" }, of: host.address).last ?? .zero
-            }
-            let process = try #require(report.processes.first)
-            let jobs = try #require(process.pools.first { $0.name == "jobs" })
-            #expect(jobs.kind == "thread-pool-executor")
-            #expect(jobs.threads == 6)
-            #expect(jobs.busy?.max == 6)
-            #expect(jobs.queueDepth?.max == 24)
-            let anyio = try #require(process.pools.first { $0.kind == "anyio" })
-            #expect(anyio.threads == 40)
-            #expect(anyio.busy?.max == 40)
-            #expect(anyio.queueDepth?.max == 20)
-            // The last six jobs wait four seconds; a request waits for a token as long as it
-            // takes longer than its second, less what the server took to read it.
-            let longest = Duration.nanoseconds(jobs.queueWait?.maxNS ?? 0)
-            #expect(longest >= .milliseconds(3700) && longest <= .milliseconds(4800), "\(longest)")
-            let request = Duration.nanoseconds(anyio.queueWait?.maxNS ?? 0)
-            let truth = slowest - .seconds(1)
-            #expect(
-                request >= .milliseconds(200) && request <= truth + .milliseconds(100), "\(request), \(truth)")
-            #expect(report.findings.contains { $0.id.hasSuffix("pool-full") })
-            figure(
-                "pools: jobs depth \(jobs.queueDepth?.max ?? -1) of \(jobs.threads ?? -1) threads, wait p50 "
-                    + "\(Duration.nanoseconds(jobs.queueWait?.p50NS ?? 0).inMilliseconds) max \(longest.inMilliseconds); "
-                    + "anyio \(anyio.busy?.max ?? -1) of \(anyio.threads ?? -1), \(anyio.queueDepth?.max ?? -1) waiting, "
-                    + "wait max \(request.inMilliseconds)")
-        }
-
-        @Test("Hypercorn and gunicorn's workers tell request and function too")
-        func otherServers() throws {
-            let hypercorn = try Host.hypercorn(environment: Agent.preload())
-            defer { hypercorn.end() }
-            let report = try LoopLagTool.record(hypercorn.pid, for: .seconds(2)) {
-                _ = try Client.get("/sleep?ms=300", of: hypercorn.address)
-            }
-            let stall = try #require(try stalls("/sleep", in: report).first)
-            #expect(stall.culprit?.function == "sleep")
-            let gunicorn = try Host.gunicorn(workers: 1, environment: Agent.preload())
-            defer { gunicorn.end() }
-            let worker = try gunicorn.worker()
-            let second = try LoopLagTool.record(worker, for: .seconds(2)) {
-                _ = try Client.get("/sleep?ms=300", of: gunicorn.address)
-            }
-            let other = try #require(try stalls("/sleep", in: second).first)
-            #expect(other.culprit?.function == "sleep")
-            figure("hypercorn \(stall.task ?? "-"), gunicorn \(other.task ?? "-")")
         }
     }
 }

@@ -47,9 +47,9 @@ def slow_helper(seconds):
 
 
 @app.get("/sleep")
-async def sleep_in_async():
+async def sleep_in_async(ms: int = 500):
     start = time.monotonic_ns()
-    slow_helper(0.5)
+    slow_helper(ms / 1000)
     return took(start)
 
 
@@ -154,18 +154,29 @@ async def sleep_in_to_thread():
     return took(start)
 
 
+held = set()
+
+
 @app.get("/sync-second")
-def hold_worker():
+def hold_worker(ms: int = 1000):
     start = time.monotonic_ns()
-    time.sleep(1)
+    held.add(threading.get_native_id())
+    time.sleep(ms / 1000)
+    held.discard(threading.get_native_id())
     return took(start)
 
 
+@app.get("/held")
+async def tell_held():
+    """The threads that are in hold_worker now, by the kernel's numbers."""
+    return " ".join(str(thread) for thread in held) + "\n"
+
+
 @app.get("/jobs")
-async def submit_jobs():
+async def submit_jobs(ms: int = 1000):
     loop = asyncio.get_running_loop()
     for _ in range(30):
-        loop.run_in_executor(jobs, time.sleep, 1)
+        loop.run_in_executor(jobs, time.sleep, ms / 1000)
     return "done 0\n"
 
 

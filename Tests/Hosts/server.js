@@ -2,6 +2,7 @@
 // loop, in milliseconds since the loop began.
 'use strict';
 
+const crypto = require('node:crypto');
 const http = require('node:http');
 const { execSync } = require('node:child_process');
 const { performance } = require('node:perf_hooks');
@@ -15,7 +16,12 @@ function waitForChild(milliseconds) {
   execSync(`sleep ${milliseconds / 1000}`);
 }
 
-const work = { '/ok': () => {}, '/cpu': spin, '/execsync': waitForChild };
+// Sixteen jobs for four threads, and an answer at once.
+function fillPool() {
+  for (let i = 0; i < 16; i++) crypto.pbkdf2('password', 'salt', 3_000_000, 64, 'sha512', () => {});
+}
+
+const work = { '/ok': () => {}, '/cpu': spin, '/execsync': waitForChild, '/pool': fillPool };
 
 const server = http.createServer((request, response) => {
   const url = new URL(request.url, 'http://127.0.0.1');

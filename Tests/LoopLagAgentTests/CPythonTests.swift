@@ -197,40 +197,4 @@ struct CPythonTests {
             #expect(memory.smallInt(address) == nil)
         }
     }
-
-    @Test("A pool's waits are what was seen between two looks")
-    func waits() throws {
-        let row = UnsafeMutablePointer<lag_pool_slot>.allocate(capacity: 1)
-        let memory = UnsafeMutableRawPointer.allocate(byteCount: PoolSlot.memoryBytes, alignment: 8)
-        defer {
-            row.deallocate()
-            memory.deallocate()
-        }
-        row.initialize(to: lag_pool_slot())
-        memory.initializeMemory(as: UInt8.self, repeating: 0, count: PoolSlot.memoryBytes)
-        var slot = PoolSlot(row, memory)
-        let name: [UInt8] = Array("jobs".utf8)
-        name.withUnsafeBufferPointer {
-            guard let start = $0.baseAddress else { return }
-            slot.begin(7, kind: Int(LAG_POOL_EXECUTOR), name: start, count: 4, now: 0)
-        }
-        slot.update(threads: 2, busy: 2, depth: 4)
-        // Four items; two leave after 100 ms, two after 200 ms. Looks every 20 ms.
-        var last: UInt64 = 0
-        for tick in 1...12 {
-            let now = UInt64(tick) * 20_000_000
-            for item in 1...4 where tick <= (item <= 2 ? 5 : 10) { slot.see(UInt64(item), now: now, lastTick: last) }
-            slot.settle(now: now, lastTick: last)
-            last = now
-        }
-        #expect(row.pointee.wait_count == 4)
-        #expect(row.pointee.method == UInt32(LAG_METHOD_ESTIMATE))
-        #expect(row.pointee.wait_max_ns == 200_000_000)
-        #expect(row.pointee.wait_p50_ns >= 100_000_000 && row.pointee.wait_p50_ns <= 103_200_000)
-        #expect(row.pointee.queue_depth.last == 4)
-        #expect(row.pointee.in_flight.last == .min)
-        #expect(row.pointee.seq % 2 == 0)
-        slot.end()
-        #expect(row.pointee.state == 0)
-    }
 }

@@ -16,6 +16,17 @@ struct CauseTests {
         #expect(Self.diagnosis(StallEvidence()).evidence.isEmpty)
     }
 
+    @Test("A wait for Python's lock that took most of the stall is its cause, also where nobody looked")
+    func measuredLockWait() {
+        let length = makeStall(evidence: StallEvidence()).duration
+        #expect(Self.diagnosis(StallEvidence(gilWaitTime: length * 0.6)).cause == .gilWait)
+        #expect(Self.diagnosis(StallEvidence(gilWaitTime: length * 0.4)).cause == .unknown)
+        let looked = StallEvidence(looks: 2, observed: length / 4, onCPU: length / 4, gilWaitTime: length * 0.6)
+        #expect(Self.diagnosis(looked).cause == .gilWait)
+        let stopped = StallEvidence(looks: 2, observed: length, stopped: length, gilWaitTime: length * 0.6)
+        #expect(Self.diagnosis(stopped).cause == .processStopped)
+    }
+
     @Test("The largest share names the cause, and only known numbers are evidence")
     func largestShare() {
         let result = Self.diagnosis(

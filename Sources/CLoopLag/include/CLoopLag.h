@@ -95,8 +95,11 @@ struct lag_python_loop {
     uint64_t thread_state;      /* of the interpreter; 0 = none, or not known. Verified before every use */
     uint64_t pthread;           /* pthread_self(), which the interpreter calls thread_id */
     uint64_t gil_wait_at_start; /* gil_wait_ns when the open iteration began */
+    uint64_t first_event_ns; /* of the first wait with a result since lag_loop_take_event, 0 = none */
     uint64_t recent_gil_wait[LAG_RECENT_LONG]; /* within each entry of recent_long */
 };
+/* When a wait of the loop first returned with a result since the last call of this; 0 = none has. */
+LAG_ANY_THREAD uint64_t lag_loop_take_event(uint32_t index);
 LAG_ANY_THREAD uint64_t lag_loop_thread_state(uint32_t index);
 LAG_ANY_THREAD uint64_t lag_loop_pthread(uint32_t index);
 

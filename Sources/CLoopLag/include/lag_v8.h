@@ -80,12 +80,21 @@ struct lag_v8_answer {
     uint64_t entry_fp;   /* c_entry_fp at that moment, 0 = unknown */
     uint64_t asked_ns;
     struct lag_request_mark request;
+    uint32_t collections; /* that had ended by then */
     uint32_t frame_count;
     uint32_t text_bytes;
     struct lag_v8_frame frames[LAG_V8_MAX_FRAMES];
     uint8_t texts[LAG_V8_TEXT_BYTES];
 };
 
+/* Whether this V8 exports what it takes to ask it for a stack trace. */
+LAG_ANY_THREAD bool lag_v8_has_traces(void);
+/* Asks the loop's isolate for an interrupt, which is served when its thread next runs JavaScript; 0 = it cannot be asked now.
+ * One at a time: the next one takes the place of an answer that nobody fetched. */
+LAG_ANY_THREAD uint64_t lag_v8_ask(uint32_t index, uint32_t generation, uint32_t entry_offset);
+/* Whether it has been served. What `out` and `capture` point at stays as it is until the next one is asked for. */
+LAG_ANY_THREAD bool lag_v8_answered(uint64_t cookie, const struct lag_v8_answer **answer,
+                                    const struct lag_capture **capture);
 /* Asks the loop's isolate for an interrupt and waits at most `timeout_ns`. Only while its thread runs JavaScript is it
  * served at once; one that comes later is dropped. `entry_offset`: where c_entry_fp lies in the isolate. */
 LAG_ANY_THREAD bool lag_v8_interrupt(uint32_t index, uint32_t generation, uint32_t entry_offset, uint64_t timeout_ns,
@@ -113,6 +122,18 @@ LAG_ANY_THREAD const struct lag_uv_module *lag_v8_uv_module(void);
 LAG_ANY_THREAD int lag_v8_uv_file(void);
 /* The requests that all known loops have under way; false where no loop is known. */
 LAG_ANY_THREAD bool lag_v8_active_requests(uint64_t *count);
+
+/* ---- libuv's pool, where its own variables cannot be read (uv_probe.c) */
+
+/* The threads that the pool has, or will have, by UV_THREADPOOL_SIZE as libuv reads it; a few dozen small reads. */
+LAG_ANY_THREAD uint32_t lag_uv_threads(void);
+/* Asks for one job through the pool of so many threads, which the main thread hands in at its next wait if the pool still is
+ * full. False where there is no way, or while one is under way. */
+LAG_ANY_THREAD bool lag_uv_probe_ask(uint32_t pool_threads);
+/* Whether a job of ours is among the requests under way. */
+LAG_ANY_THREAD bool lag_uv_probe_is_out(void);
+/* How long the last job waited for a thread, told once; 0 = nothing new. */
+LAG_ANY_THREAD uint64_t lag_uv_probe_take(void);
 
 #pragma clang assume_nonnull begin
 static inline const struct lag_v8_frame *lag_v8_answer_frame(const struct lag_v8_answer *answer, uint32_t i) {

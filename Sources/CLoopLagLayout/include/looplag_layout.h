@@ -153,7 +153,7 @@ struct lag_pool_slot {
     uint32_t kind;      /* [W] LAG_POOL_* */
     uint32_t method;    /* [W] LAG_METHOD_* */
     int32_t threads;    /* [W] -1 = unknown */
-    uint32_t reserved0;
+    uint32_t wait_method; /* [W] LAG_METHOD_* of the waits, 0 = as the row */
     char name[32];      /* [W] */
     struct lag_gauge busy;
     struct lag_gauge queue_depth;

@@ -90,7 +90,7 @@ struct CPythonPools {
         activity.look(loops, count, now: now)
         if isFull || now &- lastFull >= Self.calmGap || workers.wantsRefresh(interpreter) {
             lastFull = now
-            lookAtThreads(now, interpreter, copy)
+            lookAtThreads(now, interpreter, copy, isFull: isFull)
         }
         findLimiters(now, modules)
         lastLook = now
@@ -117,9 +117,9 @@ struct CPythonPools {
     // MARK: - executors
 
     private mutating func lookAtThreads(
-        _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>
+        _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>, isFull: Bool
     ) {
-        workers.refresh(now, interpreter, copy)
+        workers.refresh(now, interpreter, copy, isFull: isFull)
         var i = 0
         while i < workers.count {
             let worker = workers[i]
@@ -129,7 +129,7 @@ struct CPythonPools {
                 // Found at the first look at its first thread: it was not there at the look before.
                 pools[free].begin(
                     worker.queue, kind: Int(LAG_POOL_EXECUTOR), name: text, count: count, now: now,
-                    since: worker.examined == 1 ? lastLook : 0)
+                    since: worker.foundAt == 1 ? lastLook : 0)
             }
             i &+= 1
         }

@@ -8,7 +8,9 @@ import CLoopLag
 
 struct CPythonWorkers {
     static let known = 160
+    /// One that has not come to its frame by then is looked at again now and then.
     private static let examinations: UInt32 = 30
+    private static let laterExaminations: UInt32 = 32
     private static let localsSearched: UInt64 = 12
     static let bytes: Int = known &* MemoryLayout<Worker>.stride
 
@@ -28,7 +30,8 @@ struct CPythonWorkers {
         /// Where that frame has the job.
         var job: UInt64 = 0
         var examined: UInt32 = 0
-        var isSettled = false
+        /// At which examination it was known; 0 = it is not.
+        var foundAt: UInt32 = 0
         var seen: UInt64 = 0
     }
 
@@ -57,7 +60,7 @@ struct CPythonWorkers {
     /// Looks through the interpreter's threads.
     @inline(never)
     mutating func refresh(
-        _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>
+        _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>, isFull: Bool
     ) {
         var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
         var states = 0
@@ -68,8 +71,13 @@ struct CPythonWorkers {
             let thread = memory.word(state &+ layout.threadID) ?? 0
             if let index = index(of: state, thread) {
                 list[index].seen = now
-                if !list[index].isSettled { examine(index, copy) }
-                if !list[index].isSettled { hasUnsettled = true }
+                list[index].examined &+= 1
+                let examined = list[index].examined
+                let isNew = examined <= Self.examinations
+                if list[index].kind == .unknown, isNew || isFull || examined % Self.laterExaminations == 0 {
+                    examine(index, copy)
+                    if isNew, list[index].kind == .unknown { hasUnsettled = true }
+                }
             }
             state = memory.word(state &+ layout.threadNext) ?? 0
         }
@@ -103,8 +111,6 @@ struct CPythonWorkers {
 
     /// Looks for the worker's frame among a thread's. One that has just begun has not come to it yet.
     private mutating func examine(_ index: Int, _ copy: UnsafeMutablePointer<lag_python_frames>) {
-        list[index].examined &+= 1
-        if list[index].examined >= Self.examinations { list[index].isSettled = true }
         lag_python_copy(list[index].state, copy)
         guard copy.pointee.is_complete != 0 else { return }
         var i: UInt32 = 0
@@ -128,7 +134,7 @@ struct CPythonWorkers {
             }
             list[index].frame = address
             list[index].code = code
-            list[index].isSettled = true
+            list[index].foundAt = list[index].examined
             return
         }
     }

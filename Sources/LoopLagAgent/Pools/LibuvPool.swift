@@ -1,8 +1,9 @@
 /// libuv's thread pool: threads, busy ones, what waits in its queue and for how long, read from libuv's own variables; where
-/// those are not to be found, estimated from the requests that the loops have under way.
+/// those are not to be found, estimated from the requests that the loops have under way, and the wait by a job of no
+/// length about once a second while the pool is full.
 ///
 /// Watchdog only. libuv's lock is not taken: the queue may change while it is walked, so the walk is bounded and every
-/// read is fault-proof. Nothing is ever submitted to the pool.
+/// read is fault-proof. Nothing is submitted to a pool that can be read, or that is not full.
 
 import CLoopLag
 
@@ -11,7 +12,7 @@ struct LibuvPool {
     private static let memoryBytes = longestQueue &* 8 &+ PoolWaits.bytes
     /// How often a queue is looked at while something waits in it.
     private static let busyPeriod: UInt64 = 20_000_000
-    private static let defaultThreads: Int64 = 4
+    private static let probePeriod: UInt64 = 1_000_000_000
 
     private let header: UnsafeMutablePointer<lag_header>
     private let slot: UnsafeMutablePointer<lag_pool_slot>
@@ -21,6 +22,9 @@ struct LibuvPool {
     private var statics: LibuvStatics?
     private var isSearched = false
     private var lastLook: UInt64 = 0
+    private var threads: Int64 = 0
+    private var lastCount: UInt64 = 0
+    private var lastProbe: UInt64 = 0
     private var isLive = false
     private var reported: UInt64 = 0
 
@@ -46,7 +50,11 @@ struct LibuvPool {
         guard let statics else { return estimate(now: now) }
         guard let threads = number(statics.threads), let idle = number(statics.idle), threads > 0, threads <= 1024,
             idle <= threads
-        else { return UInt64.max }  // not started yet
+        else {
+            // Not started yet: what is in the queue at the next look has come since this one.
+            waits.look(queue, count: 0, now: now)
+            return UInt64.max
+        }
         let fast = walk(statics.queue, mark: statics.slowMark, from: 0)
         let all = walk(statics.slowQueue, mark: 0, from: fast)
         let depth = Int64(truncatingIfNeeded: all)
@@ -84,26 +92,29 @@ struct LibuvPool {
     /// Without libuv's variables: everything the loops wait for, which is a little more than the pool's work.
     private mutating func estimate(now: UInt64) -> UInt64 {
         var active: UInt64 = 0
+        // A loop that is not known yet, at the start above all, may be by the next look.
         guard lag_v8_active_requests(&active), active < 1 << 20 else {
-            header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_POOLS)
+            if !isLive { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_POOLS) }
             return UInt64.max
         }
+        header.pointee.degraded &= ~UInt64(LAG_DEGRADED_NO_POOLS)
+        let wait = lag_uv_probe_take()
+        if wait != 0 { waits.record(wait) }
         guard isLive || active > 0 else { return UInt64.max }
-        let threads = configuredThreads()
-        let requests = Int64(truncatingIfNeeded: active)
+        if now &- lastCount >= Self.probePeriod {
+            lastCount = now
+            threads = Int64(lag_uv_threads())
+        }
+        let requests = Int64(truncatingIfNeeded: active) &- (lag_uv_probe_is_out() && active > 0 ? 1 : 0)
         let busy = requests < threads ? requests : threads
+        let depth = requests &- busy
         publish(
-            now, method: LAG_METHOD_ESTIMATE, threads: Int32(truncatingIfNeeded: threads), busy: busy,
-            depth: requests &- busy)
-        return UInt64.max
-    }
-
-    /// UV_THREADPOOL_SIZE as the process was given it.
-    private func configuredThreads() -> Int64 {
-        guard let text = lag_env("UV_THREADPOOL_SIZE") else { return Self.defaultThreads }
-        var parser = ByteParser(UnsafeRawPointer(text).assumingMemoryBound(to: UInt8.self), count: 8)
-        guard let value = parser.decimal(), value > 0 else { return Self.defaultThreads }
-        return value < 1024 ? Int64(value) : 1024
+            now, method: LAG_METHOD_ESTIMATE, threads: Int32(truncatingIfNeeded: threads), busy: busy, depth: depth)
+        guard depth > 0 else { return UInt64.max }
+        if now &- lastProbe >= Self.probePeriod, lag_uv_probe_ask(UInt32(truncatingIfNeeded: threads)) {
+            lastProbe = now
+        }
+        return now &+ Self.busyPeriod
     }
 
     private mutating func publish(_ now: UInt64, method: Int, threads: Int32, busy: Int64, depth: Int64) {
@@ -135,6 +146,8 @@ struct LibuvPool {
             slot.pointee.wait_p99_ns = found.p99
             slot.pointee.wait_max_ns = waits.longest
             slot.pointee.wait_count = waits.count
+            // Looks are right to within the time between two of them.
+            slot.pointee.wait_method = UInt32(method == LAG_METHOD_EXACT ? LAG_METHOD_ESTIMATE : LAG_METHOD_PROBE)
         }
         lag_store_u32(&slot.pointee.seq, sequence &+ 2)
     }

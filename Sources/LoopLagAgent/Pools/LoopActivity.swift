@@ -11,7 +11,7 @@ struct LoopActivity {
         var busy: UInt64
     }
 
-    /// Beyond that, what a loop did between two looks was one burst at the end: before it nothing had happened.
+    /// So far from each other are looks only where nothing had happened: what has come since came with the first event.
     private static let calm: UInt64 = 50_000_000
     static let bytes: Int = Int(LAG_MAX_LOOPS) &* MemoryLayout<Seen>.stride
 
@@ -38,14 +38,16 @@ struct LoopActivity {
             let idle = lag_load_u64(&loop.pointee.idle_since_ns)
             let steps = iterations &- seen[i].iterations
             let isBusy = since != 0 && since < now
+            let event = lag_loop_take_event(UInt32(truncatingIfNeeded: i))
             if loop.pointee.state == UInt32(LAG_LOOP_LIVE), steps > 0 || isBusy {
                 turned &+= 1
                 let end = !isBusy && idle > last && idle < now ? idle : now
-                var spent = busy &- seen[i].busy
-                if isBusy { spent &+= now &- (since > last ? since : last) }
-                if spent > end &- last { spent = end &- last }
-                // Within one iteration, or one burst; or somewhere in between.
-                guess = steps <= 1 || now &- last > Self.calm ? end &- spent / 2 : middle
+                if event > last, event < end {
+                    guess = now &- last > Self.calm ? event : event &+ (end &- event) / 2
+                } else if steps <= 1 {
+                    let spent = busy &- seen[i].busy
+                    guess = spent < end &- last ? end &- spent / 2 : middle
+                }
             }
             seen[i] = Seen(iterations: iterations, busy: busy)
             i &+= 1

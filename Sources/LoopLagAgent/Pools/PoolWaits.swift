@@ -69,6 +69,7 @@ struct PoolWaits {
         let isFirst = lastLook == 0
         let middle = isFirst ? now : lastLook &+ (now &- lastLook) / 2
         lastLook = now
+        take(holding, held < Self.holderLimit ? held : Self.holderLimit, isFirst: isFirst)
         var i = 0
         while i < itemCount {
             let position = index(of: items[i].address, queue, queued)
@@ -87,7 +88,6 @@ struct PoolWaits {
             itemCount &-= 1
             items[i] = items[itemCount]
         }
-        take(holding, held < Self.holderLimit ? held : Self.holderLimit, isFirst: isFirst)
         // When it came before the first look is not known.
         if !isFirst { follow(queue, queued, since: arrival != 0 ? arrival : middle) }
         end = queued > 0 ? (queue[queued &- 1], queued &- 1) : (0, 0)

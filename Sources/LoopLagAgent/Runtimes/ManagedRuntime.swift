@@ -130,7 +130,9 @@ struct ManagedRuntime {
         python?.tick(now: now, loops: loops, count: count)
         let wanted = python?.nextLook ?? UInt64.max
         let pools = libuv?.tick(now: now) ?? UInt64.max
-        return wanted < pools ? wanted : pools
+        let check = v8?.tick(now: now, loops: loops, count: count) ?? UInt64.max
+        let sooner = check < pools ? check : pools
+        return wanted < sooner ? wanted : sooner
     }
 
     // MARK: - dumps

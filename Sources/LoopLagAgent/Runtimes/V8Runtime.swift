@@ -6,6 +6,9 @@
 ///    exact whatever the compilers did. One that is not served within its time is dropped: it would show what came after.
 /// 3. Neither: frames by the registers that the signal brought, optimised functions at the line where they begin.
 ///
+/// The first and the third read V8's memory by a layout that has to be right: nothing of them is shown before the
+/// self-check has passed (V8Check.swift).
+///
 /// Watchdog only. V8 itself is never entered here.
 
 import CLoopLag
@@ -15,7 +18,7 @@ struct V8Runtime {
     /// From then on an answer is marked: the thread may have gone on to something else.
     private static let lateAfter: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
-    private static let bufferBytes = 4096
+    static let bufferBytes = 4096
     private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
     private static let framesBytes = V8Walk.limit &* MemoryLayout<V8Frame>.stride
 
@@ -27,16 +30,17 @@ struct V8Runtime {
     }
 
     private let header: UnsafeMutablePointer<lag_header>
-    private let layout: lag_v8_layout?
-    private let frames: UnsafeMutablePointer<V8Frame>
-    private let buffer: UnsafeMutablePointer<UInt8>
-    private let name: UnsafeMutablePointer<UInt8>
+    private(set) var layout: lag_v8_layout?
+    let frames: UnsafeMutablePointer<V8Frame>
+    let buffer: UnsafeMutablePointer<UInt8>
+    let name: UnsafeMutablePointer<UInt8>
     private let memory: UnsafeMutableRawPointer
     private let cache: UnsafeMutableRawPointer
-    private var lines: V8LineCache
+    var lines: V8LineCache
+    var check = V8Check()
     private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024 &+ cacheBytes
     /// Where c_entry_fp lies in an isolate; 0 = not found yet.
-    private var entryOffset: UInt32 = 0
+    private(set) var entryOffset: UInt32 = 0
     private var builtins = V8Range()
     private var builtinsOf: UInt64 = 0
     private var way = Way.none
@@ -54,8 +58,14 @@ struct V8Runtime {
             to: UInt8.self, capacity: 1024)
         cache = memory + (Self.memoryBytes &- Self.cacheBytes)
         lines = V8LineCache(cache + V8Memory.cacheBytes)
-        layout = lag_v8_layout()?.pointee
-        if layout == nil { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_JAVASCRIPT) }
+        layout = lag_v8_has_traces() ? lag_v8_layout()?.pointee : nil
+        if layout == nil { refuse() }
+    }
+
+    /// JavaScript frames are left out from now on, and the report says so.
+    mutating func refuse() {
+        layout = nil
+        header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_JAVASCRIPT)
     }
 
     func release() { lag_memory_free(memory, Self.memoryBytes) }
@@ -70,25 +80,30 @@ struct V8Runtime {
     ) -> UnsafePointer<lag_capture> {
         way = .none
         var view = lag_v8_loop()
+        settleCheck()
         guard let layout, lag_v8_loop_read(slot, generation, &view) else { return capture }
         isInCollection = view.gc_since_ns != 0
         collections = view.gc_count
         if isInCollection { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
-        findBuiltins(of: view.isolate)
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins, cache: cache)
+        let memory = read(capture, of: view.isolate, layout, stackHigh: loop.pointee.stack_high)
         if let entry = exitFrame(view.isolate, memory) {
-            way = .exit(entry)
+            if check.isPassed { way = .exit(entry) }
             return capture
         }
         guard look.place == .running else { return capture }
-        way = .registers
+        if check.isPassed { way = .registers }
         guard view.can_interrupt, !isInCollection, runsJavaScript(capture, memory) else { return capture }
         var answer: UnsafePointer<lag_v8_answer>?
         var below: UnsafePointer<lag_capture>?
         let began = loop.pointee.busy_since_ns
+        // An answer to the self-check that is still to come gives way to this one.
+        check.cookie = 0
         guard lag_v8_interrupt(slot, generation, entryOffset, Self.interruptTimeout, &answer, &below),
             let answer, let below, answer.pointee.frame_count > 0, loop.pointee.busy_since_ns == began
         else { return capture }
+        if !check.isDone {
+            judge(answer, below, slot, generation, stackHigh: loop.pointee.stack_high)
+        }
         way = .answer(answer)
         if below.pointee.time_ns &- answer.pointee.asked_ns > Self.lateAfter {
             sample.flags |= UInt16(LAG_SAMPLE_LATE)
@@ -167,6 +182,14 @@ struct V8Runtime {
         return found.value
     }
 
+    /// What a walk of this copy reads by.
+    mutating func read(
+        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: lag_v8_layout, stackHigh: UInt64
+    ) -> V8Memory {
+        findBuiltins(of: isolate)
+        return V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
+    }
+
     private mutating func findBuiltins(of isolate: UInt64) {
         guard isolate != builtinsOf else { return }
         builtinsOf = isolate
@@ -174,7 +197,7 @@ struct V8Runtime {
     }
 
     @inline(never)
-    private func walkRegisters(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> V8Walk {
+    func walkRegisters(_ capture: UnsafePointer<lag_capture>, _ memory: V8Memory) -> V8Walk {
         var registers = capture.pointee.regs
         return withUnsafePointer(to: &registers) { tuple in
             tuple.withMemoryRebound(to: UInt64.self, capacity: Int(LAG_REGS)) { regs in
@@ -206,10 +229,11 @@ struct V8Runtime {
         case .exit(let fp): walk.run(from: fp, pc: nil, offsetRegister: nil)
         case .registers: walk = walkRegisters(capture, memory)
         case .answer(let answer):
-            let entry = answer.pointee.entry_fp
+            // Before the check has passed V8's own trace is worth something, and nothing else.
+            let entry = check.isPassed ? answer.pointee.entry_fp : 0
             if entry != 0, walk.isExit(entry) {
                 walk.run(from: entry, pc: nil, offsetRegister: nil)
-            } else {
+            } else if check.isPassed {
                 walk = walkRegisters(capture, memory)
             }
             findRequest(walk.count, memory, &section)
@@ -325,7 +349,7 @@ struct V8Runtime {
     // MARK: - names, into `name`
 
     @inline(never)
-    private func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
+    func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
         guard let value = memory.field(shared, memory.layout.shared_name) else { return 0 }
         let direct = lag_v8_string(value, name, 256)
         if direct > 0 { return direct }
@@ -349,7 +373,7 @@ struct V8Runtime {
     }
 
     @inline(never)
-    private func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
+    func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
         guard let value = memory.field(script, memory.layout.script_name) else { return 0 }
         let count = lag_v8_string(value, name, 1024)
         return count > 0 ? count : 0

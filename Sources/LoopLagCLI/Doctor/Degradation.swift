@@ -61,6 +61,14 @@ enum Degradation {
             "no folder took its segment: it lives in memory only and dies with the process",
             "a writable /dev/shm, or LOOPLAG_DIR=/path, so that a killed server's last stalls can be read"
         ),
+        "no-javascript": (
+            "this build of V8 hides its layout, or V8's own stacks disagreed with what was read: native stacks only",
+            "a node of the project's own builds, 18 to 24; a shared libnode must export its symbols"
+        ),
+        "no-pools": (
+            "the runtime's thread pools cannot be read here: they are missing from reports",
+            "a node that exports libuv's functions; nothing else is affected"
+        ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]
 

@@ -12,7 +12,7 @@ import LoopLagTelemetry
 
 enum AgentDump {
     /// How long an agent gets to answer: it looks at least four times a second.
-    private static let limit: Duration = .seconds(2)
+    private static let limit: Duration = .seconds(4)
     /// Another reader's wish may have taken the place of ours.
     private static let repeated: Duration = .milliseconds(600)
     /// How long an agent that was just loaded gets to see a loop wait.

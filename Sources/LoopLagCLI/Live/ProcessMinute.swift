@@ -105,14 +105,10 @@ struct ProcessMinute {
 
     var pools: [ReportPool] {
         process.latest.pools.map { pool in
-            let wait = ReportPool.QueueWait(
-                p50NS: pool.queueWaitP50?.nanosecondCount, p99NS: pool.queueWaitP99?.nanosecondCount,
-                maxNS: pool.queueWaitMax?.nanosecondCount)
-            let isKnown = wait.p50NS != nil || wait.p99NS != nil || wait.maxNS != nil
-            return ReportPool(
+            ReportPool(
                 id: "\(process.identity.pid).p\(pool.slot)", kind: pool.kind, name: pool.name, threads: pool.threads,
                 busy: pool.busy, queueDepth: pool.queueDepth, inFlight: pool.inFlight,
-                queueWait: isKnown ? wait : nil, method: pool.method)
+                queueWait: ReportPool.QueueWait(pool), method: pool.method)
         }
     }
 }

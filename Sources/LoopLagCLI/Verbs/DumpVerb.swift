@@ -55,7 +55,7 @@ struct DumpVerb: ParsableCommand {
         if facts.isKernelThread { throw Failure("\(subject) is a thread of the kernel: it has no stack to show") }
         let window = ReportWindow()
         // A leader that has left (dispatchMain does) has no map; the other threads show it.
-        let map = MemoryMap.read(pid: pid) ?? .empty
+        var map = MemoryMap.read(pid: pid) ?? .empty
         var followed = try agent()
         let isManaged = AgentDump.isManaged(facts, map)
         var loaded: DumpAgent?
@@ -65,6 +65,8 @@ struct DumpVerb: ParsableCommand {
             if loaded != nil, let process = try agent() {
                 AgentDump.awaitLoop(of: process, threshold: threshold.threshold)
                 followed = process
+                // With the agent's own code in it: every loop's wait goes through that.
+                map = MemoryMap.read(pid: pid) ?? map
             }
         }
         let taken = isManaged ? followed.map { agentSamples($0, subject) } ?? [] : []
@@ -154,13 +156,15 @@ struct DumpVerb: ParsableCommand {
         var candidates: [CapturedThread] = []
         // All stacks first: looking up symbols takes its time, and the picture is to be of one moment.
         for thread in threads {
-            if let sample = own[thread.innerTID] {
+            let sample = own[thread.innerTID]
+            // Of the agent's samples those of helper loops are left out.
+            if allThreads || sample.map({ $0.loopSlot < 0 }) ?? false || isWanted(thread, loops: loops, followed) {
                 taken.append(
-                    CapturedThread(
-                        thread: thread, syscallNumber: sample.syscallNumber, wasRunning: sample.threadState == "R",
-                        sample: sample))
-            } else if allThreads || isWanted(thread, loops: loops, followed) {
-                taken.append(capturing.capture(thread))
+                    sample.map {
+                        CapturedThread(
+                            thread: thread, syscallNumber: $0.syscallNumber, wasRunning: $0.threadState == "R",
+                            sample: $0)
+                    } ?? capturing.capture(thread))
             } else if libuv != nil {
                 candidates.append(capturing.capture(thread))
             }

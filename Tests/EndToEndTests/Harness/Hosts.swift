@@ -130,11 +130,14 @@ extension Host {
     }
 
     /// Prefork; uvloop is loaded by each worker after the fork.
-    static func gunicorn(workers: Int, environment: [String: String]) throws -> Host {
+    static func gunicorn(
+        workers: Int, application: String = "asgi:app", workerClass: String = "UvicornWorker",
+        environment: [String: String]
+    ) throws -> Host {
         let child = try Child(
             [
-                Tools.installed("PYTHON"), "-m", "gunicorn", "asgi:app", "--chdir", Tools.hosts.path,
-                "--bind", "127.0.0.1:0", "--workers", "\(workers)", "--worker-class", "uvicorn_worker.UvicornWorker",
+                Tools.installed("PYTHON"), "-m", "gunicorn", application, "--chdir", Tools.hosts.path,
+                "--bind", "127.0.0.1:0", "--workers", "\(workers)", "--worker-class", "uvicorn_worker.\(workerClass)",
             ], environment: environment)
         return try starting(child) {
             let port = try child.wait(forOutput: #"Listening at: http://127.0.0.1:(\d+)"#)
@@ -146,16 +149,17 @@ extension Host {
         }
     }
 
-    static func hypercorn(environment: [String: String]) throws -> Host {
+    static func hypercorn(application: String = "asgi", environment: [String: String]) throws -> Host {
         let folder = try TemporaryFolder()
         let socket = folder.path + "/h.sock"
         let child = try Child(
             [
                 Tools.installed("PYTHON"), "-c",
                 "import sys; sys.path.insert(0, sys.argv[1]); sys.argv = ['hypercorn'] + sys.argv[2:]; "
-                    + "import asyncio, asgi; from hypercorn.asyncio import serve; from hypercorn.config import Config; "
-                    + "c = Config(); c.bind = [sys.argv[1]]; asyncio.run(serve(asgi.app, c))",
-                Tools.hosts.path, "unix:" + socket,
+                    + "import asyncio, importlib; from hypercorn.asyncio import serve; "
+                    + "from hypercorn.config import Config; c = Config(); c.bind = [sys.argv[1]]; "
+                    + "asyncio.run(serve(importlib.import_module(sys.argv[2]).app, c))",
+                Tools.hosts.path, "unix:" + socket, application,
             ], environment: environment)
         return try starting(child) {
             let host = Host(child: child, address: .socket(socket), folder: folder)

@@ -120,8 +120,9 @@ let package = Package(
             ], swiftSettings: strict),
         .executableTarget(
             name: "LoopLagBench",
-            dependencies: ["LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols"],
-            swiftSettings: strict),
+            dependencies: [
+                "LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagAttach",
+            ], swiftSettings: strict),
         .testTarget(
             name: "LoopLagAttachTests",
             dependencies: ["LoopLagAttach", "LoopLagCLI", "LoopLagModel", "LoopLagTelemetry", "CLoopLagLayout"],

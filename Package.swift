@@ -131,7 +131,8 @@ let package = Package(
             name: "LoopLagTopTests",
             dependencies: ["LoopLagTop", "LoopLagCLI", "LoopLagDiagnosis", "LoopLagModel", "LoopLagReport"],
             swiftSettings: strict),
-        .testTarget(name: "EndToEndTests", dependencies: ["LoopLagModel"], swiftSettings: strict),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["LoopLagModel", "LoopLagTelemetry"], swiftSettings: strict),
         .testTarget(name: "PolicyTests", swiftSettings: strict),
         .testTarget(
             name: "LoopLagTelemetryTests",

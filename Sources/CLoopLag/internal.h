@@ -11,10 +11,13 @@
 #include <time.h>
 
 /* Round what is not on the path of every wait: the object goes into other people's servers, and smaller is better there
- * than faster. */
+ * than faster. Nothing unwinds through it either: no exception and no cancellation passes, and the frames of the hooks,
+ * which are not in here, are those that a host's stacks hold. */
 #if defined(__clang__)
-#define LAG_SMALL_CODE_BEGIN _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)")
-#define LAG_SMALL_CODE_END _Pragma("clang attribute pop")
+#define LAG_SMALL_CODE_BEGIN                                                      \
+    _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)") \
+    _Pragma("clang attribute push(__attribute__((nouwtable)), apply_to = hasType(functionType))")
+#define LAG_SMALL_CODE_END _Pragma("clang attribute pop") _Pragma("clang attribute pop")
 #else
 #define LAG_SMALL_CODE_BEGIN
 #define LAG_SMALL_CODE_END

@@ -39,11 +39,16 @@ struct CPythonWorkers {
     private let memory: CPythonMemory
     private let layout: CPythonLayout
     private let list: UnsafeMutablePointer<Worker>
+    /// Memory to read into that holds nothing from one call to the next.
+    private let piece: UnsafeMutablePointer<UInt64>
+    static let pieceBytes = 512
     private(set) var count = 0
     private var newest: UInt64 = 0
     private var hasUnsettled = false
 
-    init(_ frames: CPythonFrames, _ bytes: UnsafeMutableRawPointer) {
+    /// - Parameter piece: `pieceBytes` of memory to read into.
+    init(_ frames: CPythonFrames, _ bytes: UnsafeMutableRawPointer, piece: UnsafeMutablePointer<UInt64>) {
+        self.piece = piece
         self.frames = frames
         memory = frames.memory
         layout = frames.layout
@@ -68,7 +73,11 @@ struct CPythonWorkers {
         hasUnsettled = false
         while state != 0, states < 512 {
             states &+= 1
-            let thread = memory.word(state &+ layout.threadID) ?? 0
+            // With what lies before it, the next one's address.
+            let bytes = Int(truncatingIfNeeded: layout.threadID &+ 8)
+            guard bytes <= Self.pieceBytes, Int(lag_safe_read(state, piece, bytes)) == bytes else { break }
+            let thread = piece[Int(truncatingIfNeeded: layout.threadID / 8)]
+            let next = piece[Int(truncatingIfNeeded: layout.threadNext / 8)]
             if let index = index(of: state, thread) {
                 list[index].seen = now
                 list[index].examined &+= 1
@@ -79,7 +88,7 @@ struct CPythonWorkers {
                     if isNew, list[index].kind == .unknown { hasUnsettled = true }
                 }
             }
-            state = memory.word(state &+ layout.threadNext) ?? 0
+            state = next
         }
         // Those that have ended make room.
         var kept = 0
@@ -155,10 +164,11 @@ struct CPythonWorkers {
     /// A reference in a frame that still runs this code.
     private func value(_ frame: UInt64, _ code: UInt64, _ offset: UInt64) -> UInt64? {
         let mask: UInt64 = layout.hasTaggedReferences ? ~3 : ~0
-        guard let now = memory.word(frame &+ layout.frameCode), now & mask == code,
-            let value = memory.word(frame &+ offset)
+        let bytes = Int(truncatingIfNeeded: offset &+ 8)
+        guard bytes <= Self.pieceBytes, Int(lag_safe_read(frame, piece, bytes)) == bytes,
+            piece[Int(truncatingIfNeeded: layout.frameCode / 8)] & mask == code
         else { return nil }
-        return value & mask
+        return piece[bytes / 8 &- 1] & mask
     }
 
     /// The job that an executor's worker has now; 0 = it waits for one.

@@ -233,6 +233,7 @@ struct CPython {
 
     // MARK: - workers
 
+    @inline(never)
     func worker(_ index: Int) -> PoolWorker? {
         guard let pools, index < pools.workers.count else { return nil }
         let worker = pools.workers[index]
@@ -244,6 +245,7 @@ struct CPython {
 
     /// The frames of a worker that has a job, as they are now: a running thread's may change meanwhile, then they are read
     /// once more.
+    @inline(never)
     mutating func describeWorker(_ index: Int, into section: inout ManagedSection, sample: inout lag_sample) -> Bool {
         guard let pools, index < pools.workers.count else { return false }
         let worker = pools.workers[index]

@@ -44,6 +44,7 @@ struct CPythonFrames {
     }
 
     /// The frame's code object; nil for a shim and for what is none.
+    @inline(never)
     func code(_ frame: UnsafePointer<UInt8>) -> UInt64? {
         guard !isShim(frame) else { return nil }
         let code = reference(frame, layout.frameCode)
@@ -56,9 +57,10 @@ struct CPythonFrames {
     }
 
     /// Whether a code object's file has this ending.
+    @inline(never)
     func isIn(_ code: UInt64, _ ending: StaticString) -> Bool {
         let count = memory.text(memory.word(code &+ layout.codeFile) ?? 0, text, capacity: Self.textBytes)
-        guard count >= ending.utf8CodeUnitCount else { return false }
+        guard ending.hasPointerRepresentation, count >= ending.utf8CodeUnitCount else { return false }
         var parser = ByteParser(text, count: count, from: count &- ending.utf8CodeUnitCount)
         return parser.take(ending)
     }

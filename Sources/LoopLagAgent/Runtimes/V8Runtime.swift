@@ -14,9 +14,8 @@
 import CLoopLag
 
 struct V8Runtime {
-    private static let interruptTimeout: UInt64 = 15_000_000
-    /// From then on an answer is marked: the thread may have gone on to something else.
-    private static let lateAfter: UInt64 = 8_000_000
+    /// An answer that comes later is dropped, and the registers' copy stands: the thread may have gone on to something else.
+    private static let interruptTimeout: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
     static let bufferBytes = 4096
     private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
@@ -105,7 +104,8 @@ struct V8Runtime {
             judge(answer, below, slot, generation, stackHigh: loop.pointee.stack_high)
         }
         way = .answer(answer)
-        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.lateAfter {
+        // Served in the moment in which it was given up: it blames nobody.
+        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.interruptTimeout {
             sample.flags |= UInt16(LAG_SAMPLE_LATE)
         }
         sample.method = UInt8(LAG_SAMPLE_INTERRUPT)

@@ -21,6 +21,10 @@ struct AttachOptions: ParsableArguments {
 
     @Flag(name: .shortAndLong, help: "Say what was done, and how long the process was stopped for it.")
     var verbose = false
+
+    func validate() throws {
+        if node.requests, noAttach { throw ValidationError("--requests loads an agent, and --no-attach forbids it") }
+    }
 }
 
 /// What is there for node alone, also in `attach`.

@@ -43,8 +43,8 @@ enum Degradation {
                 + " descriptors it does not own"
         ),
         "budget": (
-            "the agent is over its budget of 1 % of a core and looks less often",
-            "raise the threshold (--threshold), so that it wakes up less"
+            "the agent is over its budget (1 % of a core unless LOOPLAG_BUDGET says otherwise) and looks less often",
+            "raise the threshold (--threshold), so that it wakes up less, or start the server with LOOPLAG_BUDGET=5"
         ),
         "modules-full": (
             "more loaded objects than the module table holds: some frames are bare addresses",
@@ -61,6 +61,14 @@ enum Degradation {
             "no folder took its segment: it lives in memory only and dies with the process",
             "a writable /dev/shm, or LOOPLAG_DIR=/path, so that a killed server's last stalls can be read"
         ),
+        "no-javascript": (
+            "this build of V8 hides its layout, or V8's own stacks disagreed with what was read: native stacks only",
+            "a node of the project's own builds, 18 to 24; a shared libnode must export its symbols"
+        ),
+        "no-pools": (
+            "the runtime's thread pools cannot be read here: they are missing from reports",
+            "a node that exports libuv's functions; nothing else is affected"
+        ),
         "no-python": (
             "it does not know this version of CPython well enough to read its frames: stacks are native only",
             "CPython 3.9 to 3.15, a build without the free-threaded option"
@@ -69,14 +77,6 @@ enum Degradation {
             "it does not know this version of CPython: the interpreter's faulthandler gives the frames of a main thread"
                 + " that runs; blocked threads have native frames only",
             "CPython 3.9 to 3.15, a build without the free-threaded option"
-        ),
-        "no-javascript": (
-            "this build of V8 hides its layout, or V8's own stacks disagreed with what was read: native stacks only",
-            "a node of the project's own builds, 18 to 24; a shared libnode must export its symbols"
-        ),
-        "no-pools": (
-            "the runtime's thread pools cannot be read here: they are missing from reports",
-            "a node that exports libuv's functions; nothing else is affected"
         ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]

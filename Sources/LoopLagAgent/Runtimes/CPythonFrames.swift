@@ -228,6 +228,7 @@ struct LineTableBytes {
         left = count
     }
 
+    @inline(never)
     mutating func next() -> UInt8? {
         if position >= held {
             let wanted = left < UInt64(truncatingIfNeeded: capacity) ? Int(truncatingIfNeeded: left) : capacity

@@ -127,7 +127,9 @@ struct CPythonWorkers {
             let bytes = lag_python_frame(copy, i)
             let address = lag_python_frame_address(copy, i)
             i &+= 1
-            guard let code = frames.code(bytes), let name = memory.word(code &+ layout.pointee.codeName) else { continue }
+            guard let code = frames.code(bytes), let name = memory.word(code &+ layout.pointee.codeName) else {
+                continue
+            }
             if memory.isText(name, "_worker") {
                 guard let queue = local("work_queue", of: code),
                     let object = value(address, code, queue), memory.isNamed(object, "_queue.SimpleQueue")
@@ -136,7 +138,9 @@ struct CPythonWorkers {
                 list[index].queue = object
                 list[index].job = local("work_item", of: code) ?? 0
             } else if memory.isText(name, "run") {
-                guard memory.isNamed(frames.reference(bytes, layout.pointee.frameLocals), "WorkerThread") else { continue }
+                guard memory.isNamed(frames.reference(bytes, layout.pointee.frameLocals), "WorkerThread") else {
+                    continue
+                }
                 list[index].kind = .anyio
             } else {
                 continue
@@ -150,7 +154,8 @@ struct CPythonWorkers {
 
     /// Where a function's frames have this local; nil = nowhere.
     private func local(_ name: StaticString, of code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ layout.pointee.codeLocalNames), let count = memory.word(names &+ 16) else {
+        guard let names = memory.word(code &+ layout.pointee.codeLocalNames), let count = memory.word(names &+ 16)
+        else {
             return nil
         }
         var i: UInt64 = 0

@@ -205,7 +205,8 @@ struct CPythonFrames {
         guard let first = memory.int32(code &+ layout.pointee.codeFirstLine), first >= 0 else { return .none }
         let start = UInt32(first)
         guard instruction >= 0 else { return .at(start) }
-        guard let table = memory.word(code &+ layout.pointee.codeLines), let size = memory.word(table &+ 16), size < 1 &<< 24
+        guard let table = memory.word(code &+ layout.pointee.codeLines), let size = memory.word(table &+ 16),
+            size < 1 &<< 24
         else { return .beginning(start) }
         var bytes = tableBytes(table, size)
         switch layout.pointee.minor {

@@ -41,14 +41,18 @@ struct CPythonRequest {
 
     /// The value of the local named `scope`.
     private mutating func local(_ bytes: UnsafePointer<UInt8>, _ code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ frames.layout.pointee.codeLocalNames), let count = memory.word(names &+ 16) else {
+        guard let names = memory.word(code &+ frames.layout.pointee.codeLocalNames),
+            let count = memory.word(names &+ 16)
+        else {
             return nil
         }
         var i: UInt64 = 0
         while i < count, i < UInt64(truncatingIfNeeded: Self.localsLooked) {
             guard let name = frames.localName(names, i) else { return nil }
             if scopeName == 0, memory.isText(name, "scope") { scopeName = name }
-            if name == scopeName, name != 0 { return frames.reference(bytes, frames.layout.pointee.frameLocals &+ i &* 8) }
+            if name == scopeName, name != 0 {
+                return frames.reference(bytes, frames.layout.pointee.frameLocals &+ i &* 8)
+            }
             i &+= 1
         }
         return nil
@@ -82,7 +86,8 @@ struct CPythonRequest {
         _ copy: UnsafePointer<lag_python_frames>, modules: UInt64, now: UInt64, into section: inout ManagedSection
     ) {
         if frames.layout.pointee.threadTask != 0 {
-            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.pointee.threadTask), task != 0 else {
+            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.pointee.threadTask), task != 0
+            else {
                 return
             }
             _ = name(of: task, owning: nil, &section)

@@ -42,9 +42,13 @@ enum CPythonThreads {
             i &-= 1
             let bytes = lag_python_frame(copy, i)
             guard let code = frames.code(bytes) else { continue }
-            guard memory.isText(memory.word(code &+ frames.layout.pointee.codeName) ?? 0, "_bootstrap") else { return 0 }
+            guard memory.isText(memory.word(code &+ frames.layout.pointee.codeName) ?? 0, "_bootstrap") else {
+                return 0
+            }
             let thread = frames.reference(bytes, frames.layout.pointee.frameLocals)
-            guard let name = memory.attribute(thread, "_name", cachedKeys: frames.layout.pointee.cachedKeys) else { return 0 }
+            guard let name = memory.attribute(thread, "_name", cachedKeys: frames.layout.pointee.cachedKeys) else {
+                return 0
+            }
             return memory.text(name, text, capacity: capacity)
         }
         return 0

@@ -21,7 +21,8 @@ struct V8Memory {
     static let cacheBytes = Int(lineCount) &* (Int(lineBytes) &+ 8)
 
     init(
-        _ layout: UnsafePointer<lag_v8_layout>, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64, builtins: V8Range,
+        _ layout: UnsafePointer<lag_v8_layout>, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64,
+        builtins: V8Range,
         cache: UnsafeMutableRawPointer
     ) {
         self.layout = layout
@@ -84,7 +85,9 @@ struct V8Memory {
         }
         guard Self.isObject(map) else { return nil }
         guard let word = word(map &- 1, layout.pointee.map_instance_type & ~7) else { return nil }
-        return (place, Int32((word &>> UInt64(truncatingIfNeeded: (layout.pointee.map_instance_type & 6) &* 8)) & 0xffff))
+        return (
+            place, Int32((word &>> UInt64(truncatingIfNeeded: (layout.pointee.map_instance_type & 6) &* 8)) & 0xffff)
+        )
     }
 
     func isType(_ tagged: UInt64, _ type: Int32) -> Bool {

@@ -15,13 +15,15 @@ extension V8Memory {
     {
         guard let table = field(bytecode, layout.pointee.bytecode_positions), let found = object(table),
             found.type == layout.pointee.type_byte_array
-                || (layout.pointee.type_trusted_byte_array != 0 && found.type == layout.pointee.type_trusted_byte_array),
+                || (layout.pointee.type_trusted_byte_array != 0
+                    && found.type == layout.pointee.type_trusted_byte_array),
             let lengthWord = field(found.tagged, layout.pointee.fixed_array_length), Self.isInteger(lengthWord)
         else { return nil }
         let length = lengthWord &>> 32
         guard length > 0, length <= Self.longestTable else { return nil }
         var source = V8ByteSource(
-            at: found.tagged &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.pointee.byte_array_data)), count: length, buffer,
+            at: found.tagged &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.pointee.byte_array_data)), count: length,
+            buffer,
             capacity)
         // Counted from the function's entry, which lies one before its first bytecode.
         var code: Int64 = -1

@@ -17,7 +17,9 @@ extension V8Memory {
         // The receiver lies lowest, the arguments above it.
         var index: Int32 = 1
         while index <= 6 {
-            if let argument = word(fp, layout.pointee.fp_args &+ index &* 8), let found = message(argument) { return found }
+            if let argument = word(fp, layout.pointee.fp_args &+ index &* 8), let found = message(argument) {
+                return found
+            }
             index &+= 1
         }
         return nil
@@ -31,7 +33,8 @@ extension V8Memory {
         let field3 = UInt32(truncatingIfNeeded: layout.pointee.map_bit_field3 & 4 == 0 ? bits : bits &>> 32)
         guard field3 & (1 &<< (layout.pointee.dictionary_shift & 31)) == 0 else { return nil }
         let count = (field3 & layout.pointee.own_descriptors_mask) &>> (layout.pointee.own_descriptors_shift & 31)
-        guard count > 0, count <= 128, let descriptors = field(map, layout.pointee.map_descriptors), Self.isObject(descriptors)
+        guard count > 0, count <= 128, let descriptors = field(map, layout.pointee.map_descriptors),
+            Self.isObject(descriptors)
         else { return nil }
         // A router shortens `url` while it serves what is mounted in it: the original one comes first.
         var url: UInt64?
@@ -44,7 +47,8 @@ extension V8Memory {
                 let value = UInt32(truncatingIfNeeded: details &>> 32)
                 let name = lag_v8_property_name(key)
                 if name != 0, value & layout.pointee.property_location_mask == 0 {
-                    let index = (value & layout.pointee.property_index_mask) &>> (layout.pointee.property_index_shift & 31)
+                    let index =
+                        (value & layout.pointee.property_index_mask) &>> (layout.pointee.property_index_shift & 31)
                     let content = property(object.tagged, index, map)
                     if name == LAG_V8_URL { url = content }
                     if name == LAG_V8_ORIGINAL_URL { original = content }

@@ -184,7 +184,8 @@ struct V8Runtime {
 
     /// What a walk of this copy reads by.
     mutating func read(
-        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: UnsafePointer<lag_v8_layout>, stackHigh: UInt64
+        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: UnsafePointer<lag_v8_layout>,
+        stackHigh: UInt64
     ) -> V8Memory {
         findBuiltins(of: isolate)
         return V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
@@ -356,7 +357,8 @@ struct V8Runtime {
         // A function that keeps its scope keeps its name there: behind the names of its variables and what is known of
         // each; the function's own name first, then the one that was guessed for it.
         guard let scope = memory.object(value), scope.type == memory.layout.pointee.type_scope_info,
-            let locals = memory.field(scope.tagged, 8 &+ memory.layout.pointee.scope_locals &* 8), V8Memory.isInteger(locals)
+            let locals = memory.field(scope.tagged, 8 &+ memory.layout.pointee.scope_locals &* 8),
+            V8Memory.isInteger(locals)
         else { return 0 }
         let count = locals &>> 32
         guard count < 75 else { return 0 }

@@ -18,7 +18,7 @@ struct CPythonLocks {
 
     private let frames: CPythonFrames
     private let memory: CPythonMemory
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private let runtime: UInt64
 
     init(_ frames: CPythonFrames, _ runtime: UInt64) {
@@ -62,8 +62,8 @@ struct CPythonLocks {
     /// Among what the frame computes with. Up to 3.13 a lock has a semaphore of its own, on which its waiter waits; since
     /// then that is the waiter's, and the lock is what the call in progress was given.
     private func lock(waitedForBy frame: UInt64, _ futex: UInt64) -> UInt64? {
-        let isOwn = layout.minor <= 13
-        let start = isOwn ? frame &+ layout.frameLocals : (memory.word(frame &+ 64) ?? 0) &- 32
+        let isOwn = layout.pointee.minor <= 13
+        let start = isOwn ? frame &+ layout.pointee.frameLocals : (memory.word(frame &+ 64) ?? 0) &- 32
         var i: UInt64 = 0
         while i < (isOwn ? Self.slots : 4) {
             let value = (memory.word(start &+ i &* 8) ?? 0) & ~3
@@ -107,25 +107,25 @@ struct CPythonLocks {
         let address = lag_python_frame_address(copy, index)
         var stack: UInt64
         var depth: UInt64
-        if layout.hasFrameObjects {
+        if layout.pointee.hasFrameObjects {
             // f_valuestack; f_iblock, and f_blockstack behind it: three numbers each, the last is the depth.
             stack = frames.field(bytes, 64)
-            let blocks: UInt64 = layout.minor == 9 ? 120 : 112
+            let blocks: UInt64 = layout.pointee.minor == 9 ? 120 : 112
             let count = frames.field(bytes, blocks &- 8) & 0xffff_ffff
             guard count > 0, count <= 20 else { return false }
             depth = UInt64(UInt32(bitPattern: memory.int32(address &+ blocks &+ count &* 12 &- 4) ?? 0))
         } else {
             guard let place = frames.instruction(code, bytes), place >= 0,
-                let variables = memory.int32(code &+ layout.codeFirstLine &+ 4), variables >= 0
+                let variables = memory.int32(code &+ layout.pointee.codeFirstLine &+ 4), variables >= 0
             else { return false }
-            stack = address &+ layout.frameLocals &+ UInt64(UInt32(bitPattern: variables)) &* 8
+            stack = address &+ layout.pointee.frameLocals &+ UInt64(UInt32(bitPattern: variables)) &* 8
             depth = frames.protectedDepth(code, UInt64(bitPattern: place) / 2)
         }
         if depth > Self.slots { depth = Self.slots }
         while depth > 0 {
             let value = (memory.word(stack) ?? 0) & ~3
             // The method bound to it; since 3.14 the lock itself, beside the method.
-            if value == lock ? layout.minor >= 14 : isExit(value, of: lock) { return true }
+            if value == lock ? layout.pointee.minor >= 14 : isExit(value, of: lock) { return true }
             stack &+= 8
             depth &-= 1
         }

@@ -184,10 +184,10 @@ struct CPythonMemory {
         mutating func keys(
             into list: UnsafeMutablePointer<UInt64>, capacity: Int, piece: UnsafeMutablePointer<UInt64>, words: Int
         ) -> Int {
-            let width = Int(truncatingIfNeeded: stride / 8)
+            let width = stride == 24 ? 3 : 2
+            let most = stride == 24 ? words / 3 : words / 2
             var found = 0
-            while left > 0, values == 0, found < capacity {
-                let most = words / width
+            while left > 0, most > 0, values == 0, found < capacity {
                 let batch = left < UInt64(truncatingIfNeeded: most) ? Int(truncatingIfNeeded: left) : most
                 guard Int(lag_safe_read(at, piece, batch &* width &* 8)) == batch &* width &* 8 else { break }
                 at &+= UInt64(truncatingIfNeeded: batch) &* stride

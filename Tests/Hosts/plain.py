@@ -18,8 +18,9 @@ def nap(seconds):
     time.sleep(seconds)
 
 
-def hold_interpreter():
+def hold_interpreter(begun):
     # One call of C that does not let anybody else run.
+    begun.set()
     pow(3, 1_200_000) % 1_000_003
 
 
@@ -42,11 +43,12 @@ async def collect_here():
 
 
 async def wait_for_interpreter():
-    thread = threading.Thread(target=hold_interpreter, name="number-cruncher")
+    begun = threading.Event()
+    thread = threading.Thread(target=hold_interpreter, args=(begun,), name="number-cruncher")
     thread.start()
     # Gives the other one the turn, and gets it back when that has ended its call.
-    time.sleep(0.01)
-    sum(range(1000))
+    while not begun.is_set():
+        time.sleep(0.001)
     thread.join()
 
 

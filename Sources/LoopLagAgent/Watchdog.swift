@@ -7,11 +7,11 @@
 import CLoopLag
 
 struct Watchdog {
-    private static let shortestPeriod: UInt64 = 5_000_000
+    private static let shortestPeriod = UInt64(LAG_TICK_NS)
     private static let shortestWait: UInt64 = 1_000_000
     private static let longestPeriod: UInt64 = 250_000_000
     private static let second: UInt64 = 1_000_000_000
-    private static let hundredth: UInt64 = second / 100
+    private static let hundredth = UInt64(LAG_BUDGET_NS)
 
     private var context: WatchContext
     private var leases: Leases

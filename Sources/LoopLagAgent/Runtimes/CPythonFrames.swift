@@ -274,6 +274,7 @@ struct LineTableBytes {
         left = count &- taken
     }
 
+    @inline(never)
     mutating func next() -> UInt8? {
         if position >= held {
             let wanted = left < UInt64(truncatingIfNeeded: capacity) ? Int(truncatingIfNeeded: left) : capacity

@@ -75,11 +75,13 @@ struct CPythonLocks {
         return nil
     }
 
+    @inline(never)
     private func isWanted(_ lock: UInt64, _ futex: UInt64, _ isOwn: Bool) -> Bool {
         if isOwn { return memory.word(lock &+ 16) == futex && kind(lock) != nil }
         return memory.byte(lock &+ 16) == Self.heldAndWanted && kind(lock) != nil
     }
 
+    @inline(never)
     private func kind(_ object: UInt64) -> Kind? {
         var name: (UInt64, UInt64) = (0, 0)
         guard let type = memory.type(object), let at = memory.word(type &+ 24), lag_safe_read(at, &name, 16) >= 14
@@ -98,6 +100,7 @@ struct CPythonLocks {
     // MARK: - who stands inside `with`
 
     /// Whether `__exit__` of the lock lies on that frame's stack, ready to be called.
+    @inline(never)
     private func isInside(_ copy: UnsafePointer<lag_python_frames>, _ index: UInt32, _ lock: UInt64) -> Bool {
         let bytes = lag_python_frame(copy, index)
         guard let code = frames.code(bytes) else { return false }
@@ -129,6 +132,7 @@ struct CPythonLocks {
     }
 
     /// A method of C, by its definition's name.
+    @inline(never)
     private func isExit(_ value: UInt64, of lock: UInt64) -> Bool {
         guard value != 0, memory.word(value &+ 24) == lock, let definition = memory.word(value &+ 16),
             let name = memory.word(definition)
@@ -155,6 +159,7 @@ extension CPythonFrames {
 
 extension CPythonLines {
     /// A number of an exception table: six bits a byte, the highest first.
+    @inline(never)
     static func number(_ bytes: inout LineTableBytes) -> UInt64? {
         var value: UInt64 = 0
         while let byte = bytes.next() {

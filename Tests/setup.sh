@@ -3,6 +3,8 @@
 # end-to-end tests start (redis, nginx, node 18 to 24 and the distribution's own with Express, Python ASGI servers).
 # Debian and Ubuntu; run it as often as you like: it does nothing, in well under two seconds, when all is there.
 #
+# With --profilers it also fetches what looplag-bench measures beside us: py-spy and austin.
+#
 # It starts no service and writes nothing into the repository. Python packages go into a virtual environment in the
 # user's cache directory; beside it lies the file `env` that tells the tests where each host is.
 set -euo pipefail
@@ -88,6 +90,19 @@ if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ] || [ ! -x "$venv/bin/pytho
     fi
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
     echo "$stamp" >"$venv/stamp"
+fi
+
+# ---- profilers, for the benchmark only -----------------------------------------------------------------------------
+
+# austin 4 needs a later C library than Debian 12 has.
+profilers="py-spy==0.4.3 austin-dist==3.7.0"
+if [ "${1:-}" = --profilers ] && [ "$(cat "$cache/profilers/stamp" 2>/dev/null)" != "$profilers" ]; then
+    say "fetching $profilers"
+    rm -rf "$cache/profilers"
+    # Word splitting is wanted: one package a word.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target "$cache/profilers" $profilers >&2
+    echo "$profilers" >"$cache/profilers/stamp"
 fi
 
 # ---- node 20 -----------------------------------------------------------------------------------------------------

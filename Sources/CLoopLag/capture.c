@@ -30,6 +30,7 @@ static uint64_t request;
 static uint64_t request_stack_high;
 static uint32_t request_max_bytes;
 static uint64_t request_thread_state;
+static bool request_fallback;
 static int capture_signal;
 static uint64_t signals_sent;
 
@@ -160,6 +161,7 @@ static void handle_capture(int signal_number, siginfo_t *info, void *raw) {
         for (int i = 0; i < LAG_REGS; i++) capture.regs[i] = (uint64_t)regs[order[i]];
         copy_stack((uint64_t)regs[REG_RSP], request_stack_high, request_max_bytes);
         if (request_thread_state != 0) lag_python_copy(request_thread_state, &capture.python);
+        if (request_fallback) capture.fallback_bytes = lag_fallback_dump();
         capture.time_ns = began;
         capture.pause_ns = lag_now() - began;
         __atomic_store_n(&request, cookie | REQUEST_DONE, __ATOMIC_RELEASE);
@@ -174,6 +176,11 @@ void lag_capture_wants_python(uint64_t thread_state) {
     request_thread_state = thread_state;
     capture.python.count = 0;
     capture.python.thread_state = 0;
+}
+
+void lag_capture_wants_fallback(bool wanted) {
+    request_fallback = wanted;
+    capture.fallback_bytes = 0;
 }
 
 /* Free in node, python, redis and NIO; SIGPROF, SIGURG, SIGUSR1 and SIGUSR2 have owners. */

@@ -56,6 +56,7 @@ static uint64_t symbol(const char *name) { return (uint64_t)dlsym(RTLD_DEFAULT, 
 void lag_python_detect(const char *version) {
     memset(&python, 0, sizeof python);
     memset(&layout, 0, sizeof layout);
+    lag_fallback_forget();
     python.version = hex_of_version(version);
     python.runtime = symbol("_PyRuntime");
     python.code_type = symbol("PyCode_Type");
@@ -96,7 +97,7 @@ void lag_python_thread_begins(uint32_t index) {
     /* Reads one thread-specific value; needs no lock. NULL on a thread that never ran Python. */
     loop->thread_state = (uint64_t)current_thread_state();
     /* Only the main thread: while it waits in its loop the interpreter cannot be shutting down. */
-    if (loop->thread_state != 0 && layout.ready && lag_gettid() == getpid()) ask_interpreter();
+    if (loop->thread_state != 0 && lag_gettid() == getpid()) ask_interpreter();
 }
 
 /* ---- frames ---------------------------------------------------------------------------------------------------- */
@@ -176,6 +177,9 @@ void lag_python_copy(uint64_t thread_state, struct lag_python_frames *frames) {
  */
 
 static struct lag_python_check check;
+static uint64_t check_code[LAG_CHECK_FRAMES];
+/* Frames of the agent's that the interpreter hides, since they have not really begun. */
+enum { HIDDEN_FRAMES = 3 };
 static int (*add_pending_call)(int (*)(void *), void *);
 static void *(*get_state)(void);
 static void *(*get_frame)(void);
@@ -184,17 +188,32 @@ static void *(*get_code)(void *);
 static int (*get_line)(void *);
 static void (*release)(void *);
 
+/* Finds each frame of the interpreter's account among those that were copied. */
+static bool agrees(uint32_t wanted) {
+    uint32_t compared = 0, hidden = 0;
+    for (uint32_t i = 0; i < check.frames.count && compared < wanted; i++) {
+        const uint8_t *bytes = check.frames.bytes[i];
+        if (layout.has_shims && bytes[layout.frame_entry] >= layout.frame_entry_least) continue;
+        uint64_t code;
+        memcpy(&code, bytes + layout.frame_code, sizeof code);
+        check.place[compared] = i;
+        if ((code & ~3ULL) == check_code[compared]) compared += 1;
+        else if (++hidden > HIDDEN_FRAMES) return false;
+    }
+    return wanted > 0 && compared == wanted;
+}
+
 static int answer(void *unused) {
     (void)unused;
     uint32_t asked = LAG_CHECK_ASKED;
     if (!__atomic_compare_exchange_n(&check.state, &asked, LAG_CHECK_RUNS, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return 0;
-    void *frame = get_frame(); /* borrowed */
+    void *frame = layout.ready ? get_frame() : NULL; /* borrowed */
     void *owned = NULL;
     uint32_t count = 0;
     while (frame != NULL && count < LAG_CHECK_FRAMES) {
         void *code = get_code(frame);
-        check.code[count] = (uint64_t)code;
+        check_code[count] = (uint64_t)code;
         check.line[count] = (uint32_t)get_line(frame);
         if (code != NULL) release(code);
         count += 1;
@@ -205,7 +224,9 @@ static int answer(void *unused) {
     }
     if (owned != NULL) release(owned);
     check.count = count;
-    lag_python_copy((uint64_t)get_state(), &check.frames);
+    if (layout.ready) lag_python_copy((uint64_t)get_state(), &check.frames);
+    check.agrees = agrees(count);
+    if (!check.agrees || !layout.is_certain) lag_fallback_register(python.version);
     __atomic_store_n(&check.state, LAG_CHECK_ANSWERED, __ATOMIC_RELEASE);
     return 0;
 }
@@ -223,9 +244,10 @@ void lag_python_prepare_check(void) {
 }
 
 static void ask_interpreter(void) {
-    if (add_pending_call == NULL || get_state == NULL || get_frame == NULL || get_back == NULL || get_code == NULL ||
-        get_line == NULL || release == NULL)
-        return;
+    /* Where nothing is known of the version there is nothing to compare, only a fallback to prepare. */
+    bool may_compare = get_state != NULL && get_frame != NULL && get_back != NULL && get_code != NULL &&
+                       get_line != NULL && release != NULL;
+    if (add_pending_call == NULL || (layout.ready && !may_compare)) return;
     uint32_t none = LAG_CHECK_NONE;
     if (!__atomic_compare_exchange_n(&check.state, &none, LAG_CHECK_ASKED, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return;

@@ -28,7 +28,7 @@ struct Capture {
         self.ring = ring
         self.modules = modules
         self.section = section
-        runtime = ManagedRuntime(segment)
+        runtime = ManagedRuntime(segment, scratch)
         firstSignal = settings.firstSignal != 0 ? settings.firstSignal : lag_signal_default()
         let isV8 = segment.header.pointee.runtime == UInt32(LAG_RUNTIME_NODE)
         stackBytes = UInt32(isV8 ? LAG_STACK_COPY_BYTES_V8 : LAG_STACK_COPY_BYTES)

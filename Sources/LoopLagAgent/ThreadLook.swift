@@ -53,6 +53,8 @@ struct ThreadLook {
     var place: Place
     /// The state letter of /proc, 0 = unknown.
     var state: UInt8
+    /// The first three arguments of that call.
+    var arguments: (UInt64, UInt64, UInt64) = (0, 0, 0)
     var stackPointer: UInt64 = 0
     var programCounter: UInt64 = 0
     var majorFaults: UInt64 = 0
@@ -143,12 +145,20 @@ struct ThreadLook {
                 return
             }
             place = .inCall(Int32(truncatingIfNeeded: number))
-            fields.skipFields(6)
+            arguments.0 = Self.argument(&fields)
+            arguments.1 = Self.argument(&fields)
+            arguments.2 = Self.argument(&fields)
+            fields.skipFields(3)
         }
         fields.skip(UInt8(ascii: " "))
         stackPointer = fields.hexadecimal() ?? 0
         fields.skip(UInt8(ascii: " "))
         programCounter = fields.hexadecimal() ?? 0
+    }
+
+    private static func argument(_ fields: inout ByteParser) -> UInt64 {
+        fields.skip(UInt8(ascii: " "))
+        return fields.hexadecimal() ?? 0
     }
 
     /// /proc/PID/stat behind its name, which may hold blanks and brackets of its own: at field 3, the state.

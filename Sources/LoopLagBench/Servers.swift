@@ -62,7 +62,8 @@ enum ServerKind: String, CaseIterable {
     case node
     case nio = "NIO"
     case python
-    case fastapi = "FastAPI"
+    case fastapi = "FastAPI, asyncio"
+    case fastapiUvloop = "FastAPI, uvloop"
 
     /// Starts one and waits until it listens.
     /// - Parameter threshold: of the agent, in milliseconds; nil = the default.
@@ -78,9 +79,9 @@ enum ServerKind: String, CaseIterable {
             command = ["node", try plan.write(Scripts.node, to: "server.js")]
         case .python:
             command = ["python3", try plan.write(Scripts.python, to: "server.py")]
-        case .fastapi:
-            let python = getenv("LOOPLAG_BENCH_PYTHON").map { String(cString: $0) } ?? "python3"
-            command = [python, try plan.write(Scripts.fastapi, to: "fastapi_server.py")]
+        case .fastapi, .fastapiUvloop:
+            let script = try plan.write(Scripts.fastapi, to: "fastapi_server.py")
+            command = [PythonTools.interpreter, script, self == .fastapi ? "asyncio" : "uvloop"]
         }
         if withAgent, self != .nio { environment["LD_PRELOAD"] = try Products.agent() }
         let host = try Host(command, environment: environment)
@@ -111,8 +112,9 @@ enum Scripts {
         process.on('SIGTERM', () => process.exit(0));
         """
 
+    /// Its argument is the loop that uvicorn takes.
     static let fastapi = """
-        import asyncio, socket, fastapi, uvicorn
+        import socket, sys, time, fastapi, uvicorn
         from fastapi.responses import PlainTextResponse
         app = fastapi.FastAPI(default_response_class=PlainTextResponse)
 
@@ -120,10 +122,27 @@ enum Scripts {
         async def ok():
             return "done 0\\n"
 
-        listener = socket.create_server(("127.0.0.1", 0))
+        @app.get("/spin/{milliseconds}")
+        async def spin(milliseconds: int):
+            start = time.monotonic_ns()
+            while time.monotonic_ns() - start < milliseconds * 1000000:
+                pass
+            return "done %d\\n" % (time.monotonic_ns() - start)
+
+        @app.get("/block/{milliseconds}")
+        async def block(milliseconds: int):
+            start = time.monotonic_ns()
+            time.sleep(milliseconds / 1000)
+            return "done %d\\n" % (time.monotonic_ns() - start)
+
+        # Named by its protocol: asyncio turns Nagle's delay off for such sockets only.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         print("listening on http=%d" % listener.getsockname()[1], flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=3600))
-        asyncio.run(server.serve(sockets=[listener]))
+        uvicorn.Server(uvicorn.Config(
+            app, loop=sys.argv[1], log_level="error", access_log=False, timeout_keep_alive=3600
+        )).run(sockets=[listener])
         """
 
     static let python =

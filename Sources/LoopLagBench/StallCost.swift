@@ -22,11 +22,11 @@ enum StallCost {
 
     // MARK: - in the host
 
-    private static func addPauses(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
+    static func addPauses(_ run: StallRun, _ kind: ServerKind, _ table: inout Table) {
         let (limit, bar): (Double, String) =
             switch kind {
             case .nio: (20e3, "p50 <= 20 us")
-            case .python, .fastapi: (150e3, "p50 <= 150 us")
+            case .python, .fastapi, .fastapiUvloop: (150e3, "p50 <= 150 us")
             case .node: (1e6, "p50 <= 1 ms")
             }
         let what = "pause per sample, \(kind.rawValue) spinning"

@@ -90,6 +90,7 @@ final class LockHolder: @unchecked Sendable {
     }
 
     private func hold() {
+        pthread_setname_np(pthread_self(), "lock-holder")
         pthread_mutex_lock(mutex)
         isHeld.store(true, ordering: .releasing)
         usleep(milliseconds &* 1000)

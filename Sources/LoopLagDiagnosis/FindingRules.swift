@@ -196,6 +196,9 @@ struct DegradedAgent: FindingRule {
         "memfd": "no directory took its segment, so nothing is left after the process dies",
         "no-python":
             "it does not know this version of CPython well enough to read its frames, so stacks are native only",
+        "python-fallback":
+            "it does not know this version of CPython, whose faulthandler gives the frames of a running main thread; "
+            + "blocked threads give native frames only",
         "no-pools": "the runtime's pools cannot be read here",
         "stacks-off": "stacks are switched off (LOOPLAG_STACKS=0)",
     ]

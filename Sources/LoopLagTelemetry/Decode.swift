@@ -99,6 +99,7 @@ enum Decode {
     private static let degradedNames = [
         "no-syscall-file", "no-signal", "no-safe-read", "small-segment", "no-private-fds", "budget", "modules-full",
         "loops-full", "no-task-dir", "memfd", "stacks-off", "no-python", "no-javascript", "no-pools",
+        "python-fallback",
     ]
 
     /// By bit; a later agent's bits keep their number, so that nothing is hidden.

@@ -130,7 +130,8 @@ struct RingWalk {
         let channel = withUnsafePointer(to: raw.wait_channel) { Decode.field($0) }
         let hasStack = Int(raw.flags) & Int(LAG_SAMPLE_NO_STACK) == 0 && raw.stack_bytes > 0
         return RawSample(
-            position: raw.position, stallID: raw.stall_id, loopSlot: raw.loop_index == .max ? -1 : Int(raw.loop_index), tid: raw.tid,
+            position: raw.position, stallID: raw.stall_id, loopSlot: raw.loop_index == .max ? -1 : Int(raw.loop_index),
+            tid: raw.tid,
             time: Decode.time(raw.time_ns), offset: Decode.duration(raw.offset_ns),
             pause: Decode.duration(raw.pause_ns), method: method, threadState: letter(raw.thread_state),
             syscallNumber: raw.syscall_nr >= 0 ? Int(raw.syscall_nr) : nil,

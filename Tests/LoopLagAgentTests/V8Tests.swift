@@ -11,6 +11,7 @@ struct V8Tests {
         let memory = UnsafeMutableRawPointer.allocate(byteCount: PoolWaits.bytes, alignment: 16)
         defer { memory.deallocate() }
         var waits = PoolWaits(memory)
+        waits.clear(since: 1_000_000_000)
         func look(_ queue: [UInt64], _ milliseconds: UInt64) {
             queue.withUnsafeBufferPointer { items in
                 if let base = items.baseAddress {
@@ -41,6 +42,7 @@ struct V8Tests {
         let memory = UnsafeMutableRawPointer.allocate(byteCount: PoolWaits.bytes, alignment: 16)
         defer { memory.deallocate() }
         var waits = PoolWaits(memory)
+        waits.clear(since: 1_000_000_000)
         let queue = (1...500).map(UInt64.init)
         queue.withUnsafeBufferPointer { items in
             guard let base = items.baseAddress else { return }

@@ -181,6 +181,8 @@ struct lag_python_layout {
     uint32_t frame_previous;
     uint32_t frame_bytes; /* to copy of each frame, with its first locals; at most LAG_PYTHON_FRAME_BYTES */
     uint32_t frame_least; /* fewer are no frame */
+    uint32_t has_shims;   /* where a run of frames begins there is one that is none (3.12 and later) */
+    uint32_t is_certain;  /* this version has been tried */
 };
 LAG_LOOP_THREAD void lag_python_set_layout(const struct lag_python_layout *layout);
 
@@ -202,12 +204,27 @@ enum { LAG_CHECK_NONE = 0, LAG_CHECK_ASKED = 1, LAG_CHECK_RUNS = 2, LAG_CHECK_AN
 struct lag_python_check {
     uint32_t state;
     uint32_t count;
-    uint64_t code[LAG_CHECK_FRAMES];
+    uint32_t agrees; /* each code object was found, in this order, among the copied frames */
+    uint32_t reserved;
     uint32_t line[LAG_CHECK_FRAMES];
+    uint32_t place[LAG_CHECK_FRAMES]; /* which copied frame it is */
     struct lag_python_frames frames;
 };
 /* NULL until it is there. */
 LAG_ANY_THREAD const struct lag_python_check *_Nullable lag_python_answer(void);
+
+/* ---- CPython's own account (python_fallback.c) ---------------------------------------------------------------- */
+
+/* In a pending call only: makes the interpreter's faulthandler callable by lag_fallback_dump, where that is safe. */
+LAG_LOOP_THREAD void lag_fallback_register(uint32_t version);
+/* Gives its memory back; the agent starts, perhaps in a forked child. */
+LAG_LOOP_THREAD void lag_fallback_forget(void);
+LAG_ANY_THREAD bool lag_fallback_ready(void);
+/* The thread that registered it, by the C library's number. */
+LAG_ANY_THREAD uint64_t lag_fallback_thread(void);
+/* On the interpreter's main thread only: writes its frames as text, returns how many bytes. */
+LAG_SIGNAL_SAFE uint32_t lag_fallback_dump(void);
+LAG_ANY_THREAD const uint8_t *_Nullable lag_fallback_text(void);
 
 /* ---- capture (capture.c) -------------------------------------------------------------------------------------- */
 
@@ -219,6 +236,8 @@ struct lag_capture {
     uint64_t time_ns;
     uint32_t stack_bytes;
     uint32_t truncated;
+    uint32_t fallback_bytes; /* of lag_fallback_text, written at the same moment */
+    uint32_t reserved;
     uint8_t stack[LAG_STACK_COPY_BYTES_V8];
     struct lag_python_frames python; /* when a thread state was given */
 };
@@ -239,6 +258,8 @@ LAG_ANY_THREAD uint32_t lag_capture_signal(int32_t tid, uint64_t stack_high, uin
                                            const struct lag_capture **capture);
 /* The interpreter's thread state whose frames the next capture copies with the stack; 0 = none. */
 LAG_ANY_THREAD void lag_capture_wants_python(uint64_t thread_state);
+/* Whether the next capture by signal has the interpreter write its frames itself; its main thread only. */
+LAG_ANY_THREAD void lag_capture_wants_fallback(bool wanted);
 /* Copies [sp, sp + max_bytes) of this process without faulting, into the same slot. */
 LAG_ANY_THREAD const struct lag_capture *lag_capture_passive(uint64_t sp, uint64_t pc, uint64_t stack_high,
                                                              uint32_t max_bytes);
@@ -330,8 +351,8 @@ static inline const uint8_t *lag_python_frame(const struct lag_python_frames *fr
 static inline uint64_t lag_python_frame_address(const struct lag_python_frames *frames, uint32_t index) {
     return index < LAG_PYTHON_FRAMES ? frames->address[index] : 0;
 }
-static inline uint64_t lag_python_check_code(const struct lag_python_check *check, uint32_t index) {
-    return index < LAG_CHECK_FRAMES ? check->code[index] : 0;
+static inline uint32_t lag_python_check_place(const struct lag_python_check *check, uint32_t index) {
+    return index < LAG_CHECK_FRAMES ? check->place[index] : 0;
 }
 static inline uint32_t lag_python_check_line(const struct lag_python_check *check, uint32_t index) {
     return index < LAG_CHECK_FRAMES ? check->line[index] : 0;

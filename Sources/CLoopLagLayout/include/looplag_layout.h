@@ -364,6 +364,7 @@ enum {
     LAG_DEGRADED_NO_PYTHON = 2048,      /* the interpreter's layout is not known, or the self-check failed */
     LAG_DEGRADED_NO_JAVASCRIPT = 4096,  /* V8's layout was not found, or the self-check failed */
     LAG_DEGRADED_NO_POOLS = 8192,       /* the runtime has pools that cannot be read here */
+    LAG_DEGRADED_PYTHON_FALLBACK = 16384, /* Python frames are those of faulthandler, of a running main thread only */
 };
 
 /* A reader's wish for a threshold. A reader owns an entry while it holds an open-file-description write lock on its

@@ -1,8 +1,9 @@
 /// The pools behind a Python server: every ThreadPoolExecutor, asyncio's default one among them, and anyio's limiter.
 ///
 /// Watchdog only, at its ticks, and never with the interpreter's lock. Executors are found by their workers (see
-/// CPythonWorkers), the limiter through anyio.lowlevel. While a loop turns or a pool is in use they are looked at every
-/// 20 ms, otherwise now and then. What has another shape than expected is not shown.
+/// CPythonWorkers), the limiter through anyio.lowlevel. While a loop works or a pool is in use they are looked at every
+/// 20 ms, less often while nothing in them changes, and now and then otherwise. What has another shape than expected is not
+/// shown.
 
 import CLoopLag
 
@@ -10,6 +11,11 @@ struct CPythonPools {
     private static let poolCount = Int(LAG_MAX_POOLS)
     private static let calmGap: UInt64 = 100_000_000
     private static let busyGap: UInt64 = 20_000_000
+    /// Between two looks at pools in use in which nothing has changed for ten looks.
+    private static let steadyGap: UInt64 = 50_000_000
+    private static let steadyLooks: UInt32 = 10
+    /// Between two looks at threads and pools that nothing announces: new threads do.
+    private static let fullGap: UInt64 = 500_000_000
     private static let keptUnseen: UInt64 = 2_000_000_000
     private static let textBytes = 128
     private static let queueBytes: Int = PoolWaits.longestQueue &* 8
@@ -20,7 +26,7 @@ struct CPythonPools {
     private let header: UnsafeMutablePointer<lag_header>
     private let frames: CPythonFrames
     private let memory: CPythonMemory
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private(set) var workers: CPythonWorkers
     private var activity: LoopActivity
     private let pools: UnsafeMutablePointer<PoolSlot>
@@ -32,6 +38,10 @@ struct CPythonPools {
     private let block: UnsafeMutableRawPointer
     private var lastFull: UInt64 = 0
     private var lastLook: UInt64 = 0
+    private var isInUse = false
+    /// How many looks have found the same as the one before.
+    private var sameLooks: UInt32 = 0
+    private var lastSum: UInt64 = 0
     /// anyio's per-loop variables: a plain dict inside a WeakKeyDictionary.
     private var loopVariables: UInt64 = 0
     private var limitersWantedAt: UInt64 = 0
@@ -54,17 +64,17 @@ struct CPythonPools {
         guard let block = lag_memory_zeroed(Self.blockBytes) else { return nil }
         self.block = block
         var place = block
-        workers = CPythonWorkers(frames, place)
+        let table = place
         place += CPythonWorkers.bytes
         activity = LoopActivity(place)
         place += LoopActivity.bytes
         pools = place.bindMemory(to: PoolSlot.self, capacity: Self.poolCount)
         place += Self.poolsBytes
         // The table as the start has just laid it out: later the file may say anything.
-        let table = segment.header.pointee.pools
-        let count = Int(table.count)
+        let list = segment.header.pointee.pools
+        let count = Int(list.count)
         rows = count < Self.poolCount ? count : Self.poolCount
-        let first = (segment.base + Int(table.offset)).bindMemory(to: lag_pool_slot.self, capacity: rows)
+        let first = (segment.base + Int(list.offset)).bindMemory(to: lag_pool_slot.self, capacity: rows)
         var i = 0
         while i < rows {
             (pools + i).initialize(to: PoolSlot(first + i, place))
@@ -75,6 +85,7 @@ struct CPythonPools {
         holders = (place + Self.queueBytes).bindMemory(to: UInt64.self, capacity: PoolWaits.holderLimit)
         place += Self.queueBytes &+ Self.holdersBytes
         set = place.bindMemory(to: UInt64.self, capacity: Self.setBytes / 8)
+        workers = CPythonWorkers(frames, table, piece: set)
         text = (place + Self.setBytes).assumingMemoryBound(to: UInt8.self)
     }
 
@@ -88,13 +99,18 @@ struct CPythonPools {
     ) {
         guard isFull || now >= nextTick, rows > 0 else { return }
         activity.look(loops, count, now: now)
-        if isFull || now &- lastFull >= Self.calmGap || workers.wantsRefresh(interpreter) {
+        nextTick = now &+ Self.calmGap
+        nextLook = UInt64.max
+        // Work comes from a loop, or from a thread that works.
+        guard isFull || isInUse || activity.hasWorked || now &- lastFull >= Self.fullGap else { return }
+        if isFull || now &- lastFull >= Self.fullGap || workers.wantsRefresh(interpreter) {
             lastFull = now
             lookAtThreads(now, interpreter, copy, isFull: isFull)
+            findLimiters(now, modules)
         }
-        findLimiters(now, modules)
         lastLook = now
-        var isInUse = false
+        isInUse = false
+        var sum: UInt64 = 0
         var known = 0
         var i = 0
         while i < rows {
@@ -102,16 +118,19 @@ struct CPythonPools {
                 if pools[i].kind == UInt32(LAG_POOL_ANYIO) { readLimiter(i, now) } else { readExecutor(i, now) }
                 if now &- pools[i].lastSeen > Self.keptUnseen { pools[i].end() }
                 if pools[i].isInUse { isInUse = true }
+                sum &+= pools[i].change
                 known &+= 1
             }
             i &+= 1
         }
         // Over its budget the agent looks at pools as seldom as it can.
-        let isFollowed =
-            known > 0 && (isInUse || activity.hasTurned)
-            && header.pointee.degraded & UInt64(LAG_DEGRADED_BUDGET) == 0
-        nextTick = now &+ (isFollowed ? Self.busyGap : Self.calmGap)
-        nextLook = isFollowed ? nextTick : UInt64.max
+        guard known > 0, isInUse || activity.hasWorked,
+            header.pointee.degraded & UInt64(LAG_DEGRADED_BUDGET) == 0
+        else { return }
+        sameLooks = sum == lastSum && isInUse ? sameLooks &+ 1 : 0
+        lastSum = sum
+        nextTick = now &+ (sameLooks > Self.steadyLooks ? Self.steadyGap : Self.busyGap)
+        nextLook = nextTick
     }
 
     // MARK: - executors
@@ -130,6 +149,7 @@ struct CPythonPools {
                 pools[free].begin(
                     worker.queue, kind: Int(LAG_POOL_EXECUTOR), name: text, count: count, now: now,
                     since: worker.foundAt == 1 ? lastLook : 0)
+                pools[free].parts.queue = memory.type(worker.queue) ?? 0
             }
             i &+= 1
         }
@@ -170,7 +190,7 @@ struct CPythonPools {
 
     private mutating func readExecutor(_ row: Int, _ now: UInt64) {
         let object = pools[row].identity
-        guard memory.isNamed(object, "_queue.SimpleQueue") else { return }
+        guard memory.isA(pools[row].parts.queue, object) else { return }
         var threads: Int64 = 0
         var busy = 0
         var i = 0
@@ -199,7 +219,7 @@ struct CPythonPools {
     /// Items in a SimpleQueue: a list with a moving start up to 3.12, a ring since.
     private func depth(_ queue: UInt64) -> Int64? {
         let count: Int64
-        if layout.minor <= 12 {
+        if layout.pointee.minor <= 12 {
             guard let list = memory.word(queue &+ 32), let size = memory.word(list &+ 16),
                 let start = memory.word(queue &+ 40)
             else { return nil }
@@ -218,7 +238,7 @@ struct CPythonPools {
         let array: UInt64
         let start: UInt64
         var capacity = UInt64.max
-        if layout.minor <= 12 {
+        if layout.pointee.minor <= 12 {
             array = memory.word(memory.word(object &+ 32).map { $0 &+ 24 } ?? 0) ?? 0
             start = memory.word(object &+ 40) ?? 0
         } else {
@@ -228,7 +248,8 @@ struct CPythonPools {
         }
         guard array != 0, start < capacity, start < 1 &<< 40 else { return 0 }
         // Up to the ring's end, and from its beginning.
-        let first = capacity &- start < UInt64(truncatingIfNeeded: wanted) ? Int(truncatingIfNeeded: capacity &- start) : wanted
+        let first =
+            capacity &- start < UInt64(truncatingIfNeeded: wanted) ? Int(truncatingIfNeeded: capacity &- start) : wanted
         let read = Int(lag_safe_read(array &+ start &* 8, queue, first &* 8)) / 8
         guard read == first, first < wanted else { return read }
         return first &+ Int(lag_safe_read(array, queue + first, (wanted &- first) &* 8)) / 8
@@ -243,7 +264,7 @@ struct CPythonPools {
             guard now >= limitersWantedAt else { return }
             limitersWantedAt = now &+ 1_000_000_000
             guard let holder = CPythonModules.value(memory, modules, "anyio.lowlevel", "_run_vars") else { return }
-            loopVariables = memory.attribute(holder, "data", cachedKeys: layout.cachedKeys) ?? 0
+            loopVariables = memory.attribute(holder, "data", cachedKeys: layout.pointee.cachedKeys) ?? 0
         }
         guard memory.isA(lag_python_found().pointee.dict_type, loopVariables),
             var loops = memory.entries(loopVariables, limit: 16)
@@ -279,9 +300,9 @@ struct CPythonPools {
     private mutating func beginLimiter(_ limiter: UInt64, _ now: UInt64, since: UInt64) {
         guard let free = pool(0) else { return }
         let found = lag_python_found().pointee
-        var borrowers = memory.attribute(limiter, "_borrowers", cachedKeys: layout.cachedKeys) ?? 0
-        var queue = memory.attribute(limiter, "_wait_queue", cachedKeys: layout.cachedKeys) ?? 0
-        var tokens = memory.attribute(limiter, "_total_tokens", cachedKeys: layout.cachedKeys) ?? 0
+        var borrowers = memory.attribute(limiter, "_borrowers", cachedKeys: layout.pointee.cachedKeys) ?? 0
+        var queue = memory.attribute(limiter, "_wait_queue", cachedKeys: layout.pointee.cachedKeys) ?? 0
+        var tokens = memory.attribute(limiter, "_total_tokens", cachedKeys: layout.pointee.cachedKeys) ?? 0
         // A class with slots has its attributes in the object itself.
         var offset: UInt64 = 16
         while borrowers == 0 || queue == 0 || tokens == 0, offset <= 56 {
@@ -307,11 +328,8 @@ struct CPythonPools {
             borrowed < 1 &<< 32, waiting < 1 &<< 32
         else { return }
         var read = 0
-        if waiting > 0, var items = memory.entries(parts.queue, limit: UInt64(truncatingIfNeeded: PoolWaits.longestQueue)) {
-            while read < PoolWaits.longestQueue, let item = items.next() {
-                queue[read] = item.key
-                read &+= 1
-            }
+        if waiting > 0, var items = memory.entries(parts.queue) {
+            read = items.keys(into: queue, capacity: PoolWaits.longestQueue, piece: set, words: Self.setBytes / 8)
         }
         let holding = readSet(parts.borrowers, borrowed)
         pools[row].waits.look(

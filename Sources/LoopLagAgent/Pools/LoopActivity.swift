@@ -1,4 +1,4 @@
-/// What the loops did between two looks at the pools: whether they turned, and when work that has come meanwhile is likely
+/// What the loops did between two looks at the pools: whether they worked, and when work that has come meanwhile is likely
 /// to have come. Loops hand out a pool's work, so it came while one of them was busy.
 ///
 /// Watchdog only, the loops' own counters; it reads no memory of the interpreter.
@@ -17,7 +17,8 @@ struct LoopActivity {
 
     private let seen: UnsafeMutablePointer<Seen>
     private var lastLook: UInt64 = 0
-    private(set) var hasTurned = false
+    /// A loop was busy, or had an event: it did more than to wake up by its clock.
+    private(set) var hasWorked = false
     private(set) var arrival: UInt64 = 0
 
     init(_ memory: UnsafeMutableRawPointer) {
@@ -29,6 +30,7 @@ struct LoopActivity {
         let middle = last &+ (now &- last) / 2
         var guess = middle
         var turned = 0
+        hasWorked = false
         var i = 0
         while i < count, i < Int(LAG_MAX_LOOPS) {
             let loop = loops + i
@@ -41,6 +43,7 @@ struct LoopActivity {
             let event = lag_loop_take_event(UInt32(truncatingIfNeeded: i))
             if loop.pointee.state == UInt32(LAG_LOOP_LIVE), steps > 0 || isBusy {
                 turned &+= 1
+                if isBusy || event != 0 { hasWorked = true }
                 let end = !isBusy && idle > last && idle < now ? idle : now
                 if event > last, event < end {
                     guess = now &- last > Self.calm ? event : event &+ (end &- event) / 2
@@ -53,7 +56,6 @@ struct LoopActivity {
             i &+= 1
         }
         arrival = turned == 1 ? guess : middle
-        hasTurned = turned > 0
         lastLook = now
     }
 }

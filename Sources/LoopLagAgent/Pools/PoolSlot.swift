@@ -1,7 +1,7 @@
 /// One pool's row in the segment: gauges, and how long its queued items waited.
 ///
 /// Watchdog only, the row's single writer. Gauges are weighted by time, since looks come more often while something
-/// happens. Waits are seen from outside, look by look (see PoolWaits): a row that has any says `estimate`.
+/// happens. Waits are seen from outside, look by look (see PoolWaits), and say so: the gauges are exact, they are estimates.
 
 import CLoopLag
 
@@ -11,7 +11,7 @@ struct PoolSlot {
     /// What the row stands for: the address of a queue or of a limiter; 0 = free.
     private(set) var identity: UInt64 = 0
     var lastSeen: UInt64 = 0
-    /// Of a limiter: its borrowers, its queue and its number of tokens, as objects.
+    /// Of a limiter: its borrowers, its queue and its number of tokens, as objects. Of an executor: its queue's type.
     var parts: (borrowers: UInt64, queue: UInt64, tokens: UInt64) = (0, 0, 0)
     private var updatedAt: UInt64 = 0
     private var published: UInt64 = 0
@@ -25,6 +25,11 @@ struct PoolSlot {
     var kind: UInt32 { row.pointee.kind }
     /// Something waits or is being worked on, as last seen.
     var isInUse: Bool { identity != 0 && (row.pointee.queue_depth.last > 0 || row.pointee.busy.last > 0) }
+
+    /// A number that differs when anything has moved.
+    var change: UInt64 {
+        UInt64(bitPattern: row.pointee.busy.last &+ row.pointee.queue_depth.last &* 65_537) &+ waits.count &<< 32
+    }
 
     /// Gives the row to a pool.
     /// - Parameter since: when there was no such pool yet; 0 = not known.
@@ -77,7 +82,7 @@ struct PoolSlot {
             Self.set(&row.pointee.busy, busy, weight)
             if let depth { Self.set(&row.pointee.queue_depth, depth, weight) }
             if let found {
-                row.pointee.method = UInt32(LAG_METHOD_ESTIMATE)
+                row.pointee.wait_method = UInt32(LAG_METHOD_ESTIMATE)
                 row.pointee.wait_p50_ns = found.median
                 row.pointee.wait_p99_ns = found.p99
                 row.pointee.wait_max_ns = waits.longest

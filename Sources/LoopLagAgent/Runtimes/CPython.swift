@@ -10,15 +10,14 @@ struct CPython {
     private static let scratchBytes = CPythonFrames.scratchBytes &+ textBytes &+ blockerBytes
     private static let textBytes = 512
     private static let blockerBytes = MemoryLayout<lag_python_frames>.stride
-    /// A sample of frames that is read again and again: what the self-check may skip.
-    private static let framesSkipped: UInt32 = 3
     /// At most so many of one worker's go into a dump.
     private static let workerFrames: UInt32 = 48
 
     private let header: UnsafeMutablePointer<lag_header>
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private let memory: CPythonMemory
     private let frames: CPythonFrames
+    private let locks: CPythonLocks
     private var request: CPythonRequest
     private let scratch: UnsafeMutableRawPointer
     private let text: UnsafeMutablePointer<UInt8>
@@ -27,7 +26,7 @@ struct CPython {
     private var pools: CPythonPools?
     /// Whether the interpreter's own account has been compared, and what came of it.
     private var isChecked = false
-    private var isTrusted: Bool
+    private(set) var isTrusted: Bool
     private var lastTick: UInt64 = 0
 
     /// Nil where there is no interpreter, or none that is known; the latter is said in `degraded`.
@@ -41,12 +40,13 @@ struct CPython {
             header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
             return nil
         }
-        layout = known
         isTrusted = known.isCertain
         if !isTrusted { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON) }
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
+        layout = frames.layout
+        locks = CPythonLocks(frames, runtime)
         self.memory = frames.memory
         text = (memory + CPythonFrames.scratchBytes).assumingMemoryBound(to: UInt8.self)
         blocker = (memory + (CPythonFrames.scratchBytes &+ Self.textBytes))
@@ -75,24 +75,24 @@ struct CPython {
         let thread = lag_loop_pthread(index)
         let cached = lag_loop_thread_state(index)
         guard thread != 0 else { return 0 }
-        if cached != 0, memory.word(cached &+ layout.threadID) == thread { return cached }
+        if cached != 0, memory.word(cached &+ layout.pointee.threadID) == thread { return cached }
         // Another one since: a thread that ran in one interpreter and runs in another now.
         return CPythonThreads.state(ofThread: thread, runtime: runtime, frames)
     }
 
-    private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.threadInterpreter) ?? 0 }
+    private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.pointee.threadInterpreter) ?? 0 }
 
     /// Who has the interpreter's lock; 0 when nobody has it.
     private func lockHolder(_ interpreter: UInt64) -> UInt64 {
         let lock =
-            layout.lockInRuntime != 0
-            ? runtime &+ layout.lockInRuntime : memory.word(interpreter &+ layout.lockPointer) ?? 0
+            layout.pointee.lockInRuntime != 0
+            ? runtime &+ layout.pointee.lockInRuntime : memory.word(interpreter &+ layout.pointee.lockPointer) ?? 0
         guard lock != 0, memory.int32(lock &+ CPythonLayout.lockIsHeld) == 1 else { return 0 }
         return memory.word(lock &+ CPythonLayout.lockHolder) ?? 0
     }
 
     private func isCollecting(_ interpreter: UInt64) -> Bool {
-        memory.int32(interpreter &+ layout.collecting).map { $0 == 1 } ?? false
+        memory.int32(interpreter &+ layout.pointee.collecting).map { $0 == 1 } ?? false
     }
 
     /// Differs when other frames are on the loop's thread: coroutines have their frames in themselves.
@@ -121,11 +121,19 @@ struct CPython {
             copy, stack: isRunning ? capture : nil, asBlocker: false, into: &section)
         request.describe(copy, into: &section)
         let interpreter = interpreter(of: state)
-        if let modules = memory.word(interpreter &+ layout.modules) {
+        if let modules = memory.word(interpreter &+ layout.pointee.modules) {
             request.describeTask(copy, modules: modules, now: sample.time_ns, into: &section)
         }
         if isCollecting(interpreter) { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
-        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { describeHolder(state, interpreter, into: &section) }
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 {
+            describeHolder(state, interpreter, into: &section)
+        } else if look.place == .inCall(202) {
+            let owner = locks.owner(copy, futex: look.arguments.0, spare: blocker)
+            if owner != 0, owner != state {
+                lag_python_copy(owner, blocker)
+                describeBlocker(into: &section)
+            }
+        }
     }
 
     /// The thread that holds the lock for which the sampled one waits: its frames are read while it runs.
@@ -133,21 +141,38 @@ struct CPython {
         let holder = lockHolder(interpreter)
         guard holder != 0, holder != waiting else { return }
         lag_python_copy(holder, blocker)
-        guard lockHolder(interpreter) == holder, let thread = threadNumber(holder) else { return }
+        guard lockHolder(interpreter) == holder else { return }
+        describeBlocker(into: &section)
+    }
+
+    /// The thread whose frames lie in `blocker`.
+    private func describeBlocker(into section: inout ManagedSection) {
+        guard let thread = threadNumber(blocker.pointee.thread_state) else { return }
         section.header.blocker_tid = thread
         let name = CPythonThreads.name(blocker, frames, into: text, capacity: 64)
         if name > 0 { section.header.blocker_name = section.text(text, name) }
         _ = frames.decode(blocker, stack: nil, asBlocker: true, into: &section)
     }
 
+    /// Names a thread that holds a native mutex, if it runs Python; false when it does not.
+    func describeThread(_ thread: Int32, into section: inout ManagedSection) -> Bool {
+        guard isTrusted else { return false }
+        let state = CPythonThreads.find(runtime, frames) { threadNumber($0) == thread }
+        guard state != 0 else { return false }
+        lag_python_copy(state, blocker)
+        guard blocker.pointee.count > 0 else { return false }
+        describeBlocker(into: &section)
+        return true
+    }
+
     /// The kernel's number of a thread state's thread.
     private func threadNumber(_ state: UInt64) -> Int32? {
         // 3.11 and later write it beside thread_id; before, glibc's own thread structure has it (unchanged since 2.4).
         let at: UInt64
-        if layout.minor >= 11 {
-            at = state &+ layout.threadID &+ 8
+        if layout.pointee.minor >= 11 {
+            at = state &+ layout.pointee.threadID &+ 8
         } else {
-            guard let thread = memory.word(state &+ layout.threadID) else { return nil }
+            guard let thread = memory.word(state &+ layout.pointee.threadID) else { return nil }
             at = thread &+ 720
         }
         guard let number = memory.int32(at), number > 0, lag_thread_exists(number) else { return nil }
@@ -156,11 +181,9 @@ struct CPython {
 
     // MARK: - looks
 
-    /// What the interpreter adds to a look at a loop's thread: it waits for the lock, or collects garbage. Nil: neither.
+    /// What the interpreter adds to a look at a loop's thread: it collects garbage. Nil: it does not.
     func kind(_ look: ThreadLook, loop index: Int, _ loop: UnsafeMutablePointer<lag_loop_slot>) -> Int? {
-        guard isTrusted else { return nil }
-        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { return Int(LAG_LOOK_GIL_WAIT) }
-        guard look.place == .running || look.place == .inFault else { return nil }
+        guard isTrusted, look.place == .running || look.place == .inFault else { return nil }
         let state = threadState(ofLoop: index)
         guard state != 0 else { return nil }
         let interpreter = interpreter(of: state)
@@ -180,8 +203,8 @@ struct CPython {
         _ now: UInt64, _ loops: UnsafeMutablePointer<lag_loop_slot>, _ count: Int, isFull: Bool
     ) {
         guard isTrusted else { return }
-        let main = memory.word(runtime &+ layout.interpretersHead &+ 8) ?? 0
-        guard main != 0, let modules = memory.word(main &+ layout.modules) else { return }
+        let main = memory.word(runtime &+ layout.pointee.interpretersHead &+ 8) ?? 0
+        guard main != 0, let modules = memory.word(main &+ layout.pointee.modules) else { return }
         pools?.tick(
             now: now, interpreter: main, modules: modules, copy: blocker, loops: loops, count: count, isFull: isFull)
     }
@@ -210,6 +233,7 @@ struct CPython {
 
     // MARK: - workers
 
+    @inline(never)
     func worker(_ index: Int) -> PoolWorker? {
         guard let pools, index < pools.workers.count else { return nil }
         let worker = pools.workers[index]
@@ -221,6 +245,7 @@ struct CPython {
 
     /// The frames of a worker that has a job, as they are now: a running thread's may change meanwhile, then they are read
     /// once more.
+    @inline(never)
     mutating func describeWorker(_ index: Int, into section: inout ManagedSection, sample: inout lag_sample) -> Bool {
         guard let pools, index < pools.workers.count else { return false }
         let worker = pools.workers[index]
@@ -256,32 +281,20 @@ struct CPython {
     }
 
     private func agrees(_ answer: UnsafePointer<lag_python_check>) -> Bool {
+        guard answer.pointee.agrees != 0 else { return false }
         let copy = lag_python_check_copy(answer)
-        let wanted = answer.pointee.count
-        guard wanted > 0, memory.word(copy.pointee.thread_state &+ layout.threadID) != nil else { return false }
-        var compared: UInt32 = 0
-        var skipped: UInt32 = 0
         var i: UInt32 = 0
-        while i < copy.pointee.count, compared < wanted {
-            let bytes = lag_python_frame(copy, i)
-            i &+= 1
-            if frames.isShim(bytes) { continue }
-            let expected = lag_python_check_code(answer, compared)
-            guard frames.reference(bytes, layout.frameCode) == expected else {
-                // The interpreter hides frames that have not really begun.
-                skipped &+= 1
-                if skipped > Self.framesSkipped { return false }
-                continue
-            }
+        while i < answer.pointee.count {
+            let bytes = lag_python_frame(copy, lag_python_check_place(answer, i))
             // A code object that has gone since is no disagreement, nor is its line.
             if let code = frames.code(bytes) {
                 guard let place = frames.instruction(code, bytes) else { return false }
-                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, compared) {
+                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, i) {
                     return false
                 }
             }
-            compared &+= 1
+            i &+= 1
         }
-        return compared == wanted
+        return true
     }
 }

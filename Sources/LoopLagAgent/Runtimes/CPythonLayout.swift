@@ -219,6 +219,7 @@ struct CPythonLayout {
             frame_entry: UInt32(truncatingIfNeeded: minor == 11 ? frameIsEntry : frameOwner),
             frame_entry_least: minor == 11 ? 1 : 3,
             frame_previous: UInt32(truncatingIfNeeded: framePrevious), frame_bytes: UInt32(truncatingIfNeeded: bytes),
-            frame_least: UInt32(truncatingIfNeeded: frameLocals))
+            frame_least: UInt32(truncatingIfNeeded: frameLocals), has_shims: minor >= 12 ? 1 : 0,
+            is_certain: isCertain ? 1 : 0)
     }
 }

@@ -10,12 +10,14 @@ struct CPythonMemory {
     /// Where the text of a compact ASCII string begins; a compact one of another kind has two words more.
     let asciiBytes: UInt64
 
+    @inline(never)
     func word(_ address: UInt64) -> UInt64? {
         var value: UInt64 = 0
         guard address != 0, lag_safe_read(address, &value, 8) == 8 else { return nil }
         return value
     }
 
+    @inline(never)
     func int32(_ address: UInt64) -> Int32? {
         var value: Int32 = 0
         guard address != 0, lag_safe_read(address, &value, 4) == 4 else { return nil }
@@ -34,6 +36,7 @@ struct CPythonMemory {
         return word(address &+ 8)
     }
 
+    @inline(never)
     func isA(_ type: UInt64, _ address: UInt64) -> Bool { type != 0 && self.type(address) == type }
 
     // MARK: - texts
@@ -157,6 +160,7 @@ struct CPythonMemory {
         }
 
         /// Key and value; values that are not set are passed over.
+        @inline(never)
         mutating func next() -> (key: UInt64, value: UInt64)? {
             while left > 0 {
                 left &-= 1
@@ -173,6 +177,30 @@ struct CPythonMemory {
                 if key != 0, value != 0 { return (key, value) }
             }
             return nil
+        }
+
+        /// The keys of all that is left, as far as they fit, read in pieces; how many. Not of a split dictionary.
+        @inline(never)
+        mutating func keys(
+            into list: UnsafeMutablePointer<UInt64>, capacity: Int, piece: UnsafeMutablePointer<UInt64>, words: Int
+        ) -> Int {
+            let width = Int(truncatingIfNeeded: stride / 8)
+            var found = 0
+            while left > 0, values == 0, found < capacity {
+                let most = words / width
+                let batch = left < UInt64(truncatingIfNeeded: most) ? Int(truncatingIfNeeded: left) : most
+                guard Int(lag_safe_read(at, piece, batch &* width &* 8)) == batch &* width &* 8 else { break }
+                at &+= UInt64(truncatingIfNeeded: batch) &* stride
+                left &-= UInt64(truncatingIfNeeded: batch)
+                var i = 0
+                while i < batch, found < capacity {
+                    let value = piece[i &* width &+ width &- 1]
+                    list[found] = piece[i &* width &+ width &- 2]
+                    if value != 0, list[found] != 0 { found &+= 1 }
+                    i &+= 1
+                }
+            }
+            return found
         }
     }
 

@@ -23,13 +23,17 @@ struct PoolWorker {
 
 struct ManagedRuntime {
     private var python: CPython?
+    private let fallback: CPythonFallback?
+    private let scratch: Scratch
     private var v8: V8Runtime?
     private var libuv: LibuvPool?
     /// What the sampled thread was at before its stack was copied.
     private var mark = lag_request_mark()
 
-    init(_ segment: Segment) {
+    init(_ segment: Segment, _ scratch: Scratch) {
+        self.scratch = scratch
         python = CPython(segment)
+        fallback = CPythonFallback(segment.header)
         let header = segment.header
         guard header.pointee.runtime == UInt32(LAG_RUNTIME_NODE) else { return }
         v8 = V8Runtime(header)
@@ -55,7 +59,10 @@ struct ManagedRuntime {
     /// Before a capture of the thread of loop `slot`: what of the interpreter's memory must be copied with its stack.
     func prepare(slot: Int) {
         lag_capture_wants_python(python?.threadState(ofLoop: slot) ?? 0)
+        lag_capture_wants_fallback(usesFallback && (fallback?.covers(slot) ?? false))
     }
+
+    private var usesFallback: Bool { !(python?.isTrusted ?? false) }
 
     /// Where a running thread is inside a native call that its interpreter made; nil = not known, or in no such call.
     mutating func nativeCall(_ slot: UInt32, _ generation: UInt32, of loop: UnsafeMutablePointer<lag_loop_slot>)
@@ -84,7 +91,15 @@ struct ManagedRuntime {
         generation: UInt32, look: ThreadLook, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         python?.describe(capture, of: loop, look: look, into: &section, sample: &sample)
+        if capture.pointee.fallback_bytes > 0 { fallback?.describe(capture, into: &section) }
         v8?.describe(capture, slot: slot, generation: generation, of: loop, into: &section, sample: &sample)
+        // Any runtime's, also that of native code in an interpreter.
+        if section.header.blocker_tid == 0, let owner = MutexOwner.of(look, tid: sample.tid) {
+            section.header.blocker_tid = owner
+            if !(python?.describeThread(owner, into: &section) ?? false) {
+                MutexOwner.name(owner, scratch, into: &section)
+            }
+        }
         nameRequest(loop.pointee.tid, &section)
     }
 
@@ -106,6 +121,8 @@ struct ManagedRuntime {
     func kind(
         _ look: ThreadLook, loop index: Int, generation: UInt32, _ loop: UnsafeMutablePointer<lag_loop_slot>
     ) -> Int? {
+        // Measured by the thread itself, whatever is known of its interpreter.
+        if lag_load_u64(&loop.pointee.gil_wait_since_ns) != 0 { return Int(LAG_LOOK_GIL_WAIT) }
         if let kind = python?.kind(look, loop: index, loop) { return kind }
         // A thread that works for V8's collector, or waits for its helpers, is neither on its own business nor in
         // anybody's lock.
@@ -128,6 +145,7 @@ struct ManagedRuntime {
     /// - Returns: when it wants the next one, however calm the loops are; UInt64.max = it does not mind.
     mutating func tick(now: UInt64, loops: UnsafeMutablePointer<lag_loop_slot>, count: Int) -> UInt64 {
         python?.tick(now: now, loops: loops, count: count)
+        if usesFallback { fallback?.announce() }
         let wanted = python?.nextLook ?? UInt64.max
         let pools = libuv?.tick(now: now) ?? UInt64.max
         let check = v8?.tick(now: now, loops: loops, count: count) ?? UInt64.max

@@ -46,6 +46,7 @@ struct ManagedSection {
     var frameCount: Int { sampled }
 
     /// A text in this section; the same bytes are kept once. Empty where there is no room.
+    @inline(never)
     mutating func text(_ bytes: UnsafePointer<UInt8>, _ count: Int) -> lag_text {
         var length = count < Self.longestText ? count : Self.longestText
         // A character is not cut in two.

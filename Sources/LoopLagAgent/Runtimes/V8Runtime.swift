@@ -14,9 +14,8 @@
 import CLoopLag
 
 struct V8Runtime {
-    private static let interruptTimeout: UInt64 = 15_000_000
-    /// From then on an answer is marked: the thread may have gone on to something else.
-    private static let lateAfter: UInt64 = 8_000_000
+    /// An answer that comes later is dropped, and the registers' copy stands: the thread may have gone on to something else.
+    private static let interruptTimeout: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
     static let bufferBytes = 4096
     private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
@@ -30,7 +29,7 @@ struct V8Runtime {
     }
 
     private let header: UnsafeMutablePointer<lag_header>
-    private(set) var layout: lag_v8_layout?
+    private(set) var layout: UnsafePointer<lag_v8_layout>?
     let frames: UnsafeMutablePointer<V8Frame>
     let buffer: UnsafeMutablePointer<UInt8>
     let name: UnsafeMutablePointer<UInt8>
@@ -58,7 +57,7 @@ struct V8Runtime {
             to: UInt8.self, capacity: 1024)
         cache = memory + (Self.memoryBytes &- Self.cacheBytes)
         lines = V8LineCache(cache + V8Memory.cacheBytes)
-        layout = lag_v8_has_traces() ? lag_v8_layout()?.pointee : nil
+        layout = lag_v8_has_traces() ? lag_v8_layout() : nil
         if layout == nil { refuse() }
     }
 
@@ -105,7 +104,8 @@ struct V8Runtime {
             judge(answer, below, slot, generation, stackHigh: loop.pointee.stack_high)
         }
         way = .answer(answer)
-        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.lateAfter {
+        // Served in the moment in which it was given up: it blames nobody.
+        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.interruptTimeout {
             sample.flags |= UInt16(LAG_SAMPLE_LATE)
         }
         sample.method = UInt8(LAG_SAMPLE_INTERRUPT)
@@ -140,7 +140,7 @@ struct V8Runtime {
             var i = 1
             while i < 4 {
                 let function = words.load(fromByteOffset: i &* 8, as: UInt64.self)
-                if function >= layout.text_low, function < layout.text_high {
+                if function >= layout.pointee.text_low, function < layout.pointee.text_high {
                     return NativeCall(stackPointer: sp &- 8, programCounter: function, framePointer: fp)
                 }
                 i &+= 1
@@ -151,8 +151,8 @@ struct V8Runtime {
             framePointer: frame.load(fromByteOffset: 16, as: UInt64.self))
     }
 
-    private func isBuiltin(_ pc: UInt64, _ layout: lag_v8_layout) -> Bool {
-        (pc >= layout.text_low && pc < layout.text_high) || (pc >= builtins.low && pc < builtins.high)
+    private func isBuiltin(_ pc: UInt64, _ layout: UnsafePointer<lag_v8_layout>) -> Bool {
+        (pc >= layout.pointee.text_low && pc < layout.pointee.text_high) || (pc >= builtins.low && pc < builtins.high)
     }
 
     /// Whether the thread left JavaScript for native code, and at which frame.
@@ -184,7 +184,8 @@ struct V8Runtime {
 
     /// What a walk of this copy reads by.
     mutating func read(
-        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: lag_v8_layout, stackHigh: UInt64
+        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: UnsafePointer<lag_v8_layout>,
+        stackHigh: UInt64
     ) -> V8Memory {
         findBuiltins(of: isolate)
         return V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
@@ -350,17 +351,18 @@ struct V8Runtime {
 
     @inline(never)
     func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
-        guard let value = memory.field(shared, memory.layout.shared_name) else { return 0 }
+        guard let value = memory.field(shared, memory.layout.pointee.shared_name) else { return 0 }
         let direct = lag_v8_string(value, name, 256)
         if direct > 0 { return direct }
         // A function that keeps its scope keeps its name there: behind the names of its variables and what is known of
         // each; the function's own name first, then the one that was guessed for it.
-        guard let scope = memory.object(value), scope.type == memory.layout.type_scope_info,
-            let locals = memory.field(scope.tagged, 8 &+ memory.layout.scope_locals &* 8), V8Memory.isInteger(locals)
+        guard let scope = memory.object(value), scope.type == memory.layout.pointee.type_scope_info,
+            let locals = memory.field(scope.tagged, 8 &+ memory.layout.pointee.scope_locals &* 8),
+            V8Memory.isInteger(locals)
         else { return 0 }
         let count = locals &>> 32
         guard count < 75 else { return 0 }
-        var index = memory.layout.scope_first &+ Int32(truncatingIfNeeded: count) &* 2
+        var index = memory.layout.pointee.scope_first &+ Int32(truncatingIfNeeded: count) &* 2
         let end = index &+ (inferred ? 4 : 3)
         while index < end {
             if let slot = memory.field(scope.tagged, 8 &+ index &* 8) {
@@ -374,7 +376,7 @@ struct V8Runtime {
 
     @inline(never)
     func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
-        guard let value = memory.field(script, memory.layout.script_name) else { return 0 }
+        guard let value = memory.field(script, memory.layout.pointee.script_name) else { return 0 }
         let count = lag_v8_string(value, name, 1024)
         return count > 0 ? count : 0
     }

@@ -43,8 +43,8 @@ enum Degradation {
                 + " descriptors it does not own"
         ),
         "budget": (
-            "the agent is over its budget of 1 % of a core and looks less often",
-            "raise the threshold (--threshold), so that it wakes up less"
+            "the agent is over its budget (1 % of a core unless LOOPLAG_BUDGET says otherwise) and looks less often",
+            "raise the threshold (--threshold), so that it wakes up less, or start the server with LOOPLAG_BUDGET=5"
         ),
         "modules-full": (
             "more loaded objects than the module table holds: some frames are bare addresses",
@@ -68,6 +68,15 @@ enum Degradation {
         "no-pools": (
             "the runtime's thread pools cannot be read here: they are missing from reports",
             "a node that exports libuv's functions; nothing else is affected"
+        ),
+        "no-python": (
+            "it does not know this version of CPython well enough to read its frames: stacks are native only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
+        ),
+        "python-fallback": (
+            "it does not know this version of CPython: the interpreter's faulthandler gives the frames of a main thread"
+                + " that runs; blocked threads have native frames only",
+            "CPython 3.9 to 3.15, a build without the free-threaded option"
         ),
         "stacks-off": ("LOOPLAG_STACKS=0: stalls are timed, never shown with a stack", "unset LOOPLAG_STACKS"),
     ]

@@ -49,6 +49,9 @@ enum Tools {
         return path
     }
 
+    /// One that a machine may do without; the test says so then.
+    static func optional(_ name: String) -> String? { try? installed(name) }
+
     private static let installed: [String: String] = {
         let environment = ProcessInfo.processInfo.environment
         let cache = environment["XDG_CACHE_HOME"].flatMap { $0.isEmpty ? nil : $0 } ?? NSHomeDirectory() + "/.cache"

@@ -45,7 +45,8 @@ let package = Package(
                 // watchdog alone, where nothing unwinds; the headers' inline functions would ask for tables for all.
                 .unsafeFlags([
                     "-wmo", "-Osize", "-Xfrontend", "-enable-single-module-llvm-emission",
-                    "-Xfrontend", "-function-sections", "-Xcc", "-fno-asynchronous-unwind-tables",
+                    "-Xfrontend", "-function-sections", "-Xfrontend", "-disable-stack-protector",
+                    "-Xcc", "-fno-asynchronous-unwind-tables",
                 ]),
             ],
             linkerSettings: [
@@ -119,8 +120,9 @@ let package = Package(
             ], swiftSettings: strict),
         .executableTarget(
             name: "LoopLagBench",
-            dependencies: ["LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols"],
-            swiftSettings: strict),
+            dependencies: [
+                "LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagAttach",
+            ], swiftSettings: strict),
         .testTarget(
             name: "LoopLagAttachTests",
             dependencies: ["LoopLagAttach", "LoopLagCLI", "LoopLagModel", "LoopLagTelemetry", "CLoopLagLayout"],
@@ -129,7 +131,8 @@ let package = Package(
             name: "LoopLagTopTests",
             dependencies: ["LoopLagTop", "LoopLagCLI", "LoopLagDiagnosis", "LoopLagModel", "LoopLagReport"],
             swiftSettings: strict),
-        .testTarget(name: "EndToEndTests", dependencies: ["LoopLagModel"], swiftSettings: strict),
+        .testTarget(
+            name: "EndToEndTests", dependencies: ["LoopLagModel", "LoopLagTelemetry"], swiftSettings: strict),
         .testTarget(name: "PolicyTests", swiftSettings: strict),
         .testTarget(
             name: "LoopLagTelemetryTests",

@@ -11,11 +11,16 @@
 #include <time.h>
 
 /* Round what is not on the path of every wait: the object goes into other people's servers, and smaller is better there
- * than faster. */
+ * than faster. Nothing unwinds through it either: no exception and no cancellation passes, and the frames of the hooks,
+ * which are not in here, are those that a host's stacks hold. */
 #if defined(__clang__)
-#define LAG_SMALL_CODE_BEGIN _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)")
-#define LAG_SMALL_CODE_END _Pragma("clang attribute pop")
+#define LAG_NO_TABLE __attribute__((nouwtable))
+#define LAG_SMALL_CODE_BEGIN                                                      \
+    _Pragma("clang attribute push(__attribute__((minsize)), apply_to = function)") \
+    _Pragma("clang attribute push(__attribute__((nouwtable)), apply_to = hasType(functionType))")
+#define LAG_SMALL_CODE_END _Pragma("clang attribute pop") _Pragma("clang attribute pop")
 #else
+#define LAG_NO_TABLE
 #define LAG_SMALL_CODE_BEGIN
 #define LAG_SMALL_CODE_END
 #endif
@@ -70,8 +75,9 @@ LAG_ANY_THREAD void lag_gil_wait_resolve(bool next_object);
 struct lag_thread *lag_thread_self(void);
 void lag_hooks_set_thresholds(uint64_t start, uint64_t capture);
 
-/* Inline twin of lag_clock_now for the hooks: one vdso call. */
-static inline uint64_t lag_now(void) {
+/* Inline twin of lag_clock_now for the hooks: one vdso call. Where it is not inlined it wants no table either: one
+ * function with a table makes its whole file have them. */
+LAG_NO_TABLE static inline uint64_t lag_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;

@@ -187,7 +187,8 @@ static struct {
     const char *name;
     char value[256];
 } variables[] = {{"LOOPLAG_THRESHOLD", ""}, {"LOOPLAG_DIR", ""},    {"LOOPLAG_WAITS", ""},
-                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""}};
+                 {"LOOPLAG_SIGNAL", ""},    {"LOOPLAG_STACKS", ""}, {"LOOPLAG_DISABLE", ""},
+                 {"LOOPLAG_BUDGET", ""}};
 
 static void set_variable(size_t i, const char *value) {
     size_t bytes = value != NULL ? strlen(value) : 0;

@@ -30,6 +30,7 @@ struct ByteParser {
     }
 
     /// Moves behind the next `byte`; false (and at the end) when there is none.
+    @inline(never)
     mutating func passOver(_ byte: UInt8) -> Bool {
         while let found = next() {
             if found == byte { return true }
@@ -38,6 +39,7 @@ struct ByteParser {
     }
 
     /// Skips `count` blank-separated fields.
+    @inline(never)
     mutating func skipFields(_ count: Int) {
         var left = count
         while left > 0, !isAtEnd {
@@ -48,6 +50,7 @@ struct ByteParser {
         skip(UInt8(ascii: " "))
     }
 
+    @inline(never)
     mutating func decimal() -> UInt64? {
         var value: UInt64 = 0
         var digits = 0
@@ -60,6 +63,7 @@ struct ByteParser {
     }
 
     /// With or without a leading 0x.
+    @inline(never)
     mutating func hexadecimal() -> UInt64? {
         if peek == 0x30, position &+ 1 < end, bytes[position &+ 1] | 0x20 == UInt8(ascii: "x") { position &+= 2 }
         var value: UInt64 = 0

@@ -25,8 +25,8 @@ struct WatchContext {
 }
 
 struct LoopWatch {
-    private static let maximumSamples: UInt32 = 24
-    private static let denseSamples: UInt32 = 8
+    private static let maximumSamples = UInt32(LAG_STALL_SAMPLES)
+    private static let denseSamples = UInt32(LAG_DENSE_SAMPLES)
 
     private var generation: UInt32
     /// recent_long entries already taken over.
@@ -117,7 +117,7 @@ struct LoopWatch {
         stallStart = view.busy_since_ns
         nextSample = now
         let half = context.threshold / 2
-        sampleGap = half > 5_000_000 ? half : 5_000_000
+        sampleGap = half > UInt64(LAG_TICK_NS) ? half : UInt64(LAG_TICK_NS)
         nextLook = now
         lastLook = 0
         samples = 0

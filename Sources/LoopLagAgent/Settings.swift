@@ -13,6 +13,8 @@ struct Settings {
     /// The first signal number to try.
     var firstSignal: Int32
     var takesStacks: Bool
+    /// What the watchdog may use before it backs off, in per cent of one core.
+    var budget: UInt64 = 1
 
     static func fromEnvironment(threshold: UInt64?) -> Settings {
         var settings = Settings(
@@ -26,6 +28,10 @@ struct Settings {
             if let number = parser.decimal(), number > 0, number < 65 {
                 settings.firstSignal = Int32(truncatingIfNeeded: number)
             }
+        }
+        if let text = lag_env("LOOPLAG_BUDGET") {
+            var parser = ByteParser(bytes(text), count: length(text))
+            if let percent = parser.decimal(), percent > 0, percent <= 100 { settings.budget = UInt64(percent) }
         }
         if let text = lag_env("LOOPLAG_STACKS"), text[0] == 0x30, text[1] == 0 { settings.takesStacks = false }
         return settings

@@ -156,6 +156,7 @@ struct ThreadLook {
         programCounter = fields.hexadecimal() ?? 0
     }
 
+    @inline(never)
     private static func argument(_ fields: inout ByteParser) -> UInt64 {
         fields.skip(UInt8(ascii: " "))
         return fields.hexadecimal() ?? 0

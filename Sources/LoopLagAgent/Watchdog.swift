@@ -7,12 +7,11 @@
 import CLoopLag
 
 struct Watchdog {
-    private static let shortestPeriod: UInt64 = 5_000_000
+    private static let shortestPeriod = UInt64(LAG_TICK_NS)
     private static let shortestWait: UInt64 = 1_000_000
     private static let longestPeriod: UInt64 = 250_000_000
     private static let second: UInt64 = 1_000_000_000
-    /// One per cent of a core.
-    private static let budgetPerSecond: UInt64 = 10_000_000
+    private static let hundredth = UInt64(LAG_BUDGET_NS)
 
     private var context: WatchContext
     private var leases: Leases
@@ -176,10 +175,11 @@ struct Watchdog {
         let elapsed = now &- budgetedAt
         if elapsed >= 4 &* Self.second {
             let spent = (cpu &- cpuAtBudget) &* 1000 / (elapsed / 1_000_000 &+ 1)
-            if spent > Self.budgetPerSecond {
+            let budget = settings.budget &* Self.hundredth
+            if spent > budget {
                 context.backOff = context.backOff < 16 ? context.backOff &* 2 &+ 1 : context.backOff
                 header.pointee.degraded |= UInt64(LAG_DEGRADED_BUDGET)
-            } else if spent < Self.budgetPerSecond / 4 &* 3 {
+            } else if spent < budget / 4 &* 3 {
                 context.backOff /= 2
                 if context.backOff == 0 { header.pointee.degraded &= ~UInt64(LAG_DEGRADED_BUDGET) }
             }

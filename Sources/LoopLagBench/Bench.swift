@@ -23,6 +23,7 @@ enum Bench {
         ("python", { PythonTorture.measure(into: &$0, $1) }),
         ("symbols", { SymbolCost.measure(into: &$0, $1) }),
         ("top", { TopCost.measure(into: &$0, $1) }),
+        ("node-requests", { NodeRequests.measure(into: &$0, $1) }),
         ("peers", { NodePeers.measure(into: &$0, $1) }),
         ("attach", { AttachCost.measure(into: &$0, $1) }),
     ]

@@ -78,9 +78,12 @@ public func diagnose(
     // Several callbacks can share an iteration: what is told of the stall is what its culprit was doing.
     let blamed = culprit.map { culprit in samples.filter { rules.leaf(of: $0)?.function == culprit.function } } ?? []
     let witnesses = blamed.isEmpty ? samples : blamed
+    // A lock has one owner at a time, or none that is known; of several waits the longest is told.
     let blockedBy =
-        witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
-        ?? witnesses.lazy.compactMap(\.blockedBy).first
+        cause == .lock
+        ? longest(witnesses, until: stall.duration)?.blockedBy
+        : witnesses.last { $0.blockedBy?.frames.isEmpty == false }?.blockedBy
+            ?? witnesses.lazy.compactMap(\.blockedBy).first
     // Where the loop waits for the interpreter's lock, the code that holds it is to blame, and never the code that waits.
     let holder = blockedBy.flatMap { rules.leaf(of: $0.frames) }
     return StallDiagnosis(
@@ -89,6 +92,12 @@ public func diagnose(
         request: request(of: witnesses),
         task: mostCommon(witnesses.compactMap(\.task)),
         phase: mostCommon(witnesses.compactMap(\.phase)), blockedBy: blockedBy)
+}
+
+/// The sample that stood for the longest time: a thread that has not moved is not sampled again.
+private func longest(_ samples: [StackSample], until end: Duration) -> StackSample? {
+    let ends = samples.dropFirst().map(\.offset) + [end]
+    return zip(samples, ends).max { $0.1 - $0.0.offset < $1.1 - $1.0.offset }?.0
 }
 
 /// In node several requests can share an iteration, and of some samples none is known: what most of them do not show was

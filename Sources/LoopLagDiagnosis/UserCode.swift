@@ -20,21 +20,30 @@ public struct UserCode: Sendable {
     }
 
     /// The leaf-most frame of the user's own code. Samples vote by function, so that a stall of several callbacks is
-    /// blamed on the one that was seen most; nil where no sample holds such a frame.
+    /// blamed on the one that was seen most, and within it by line; nil where no sample holds such a frame. A sample that
+    /// was served late has no vote: the thread may have gone on to something else.
     public func culprit(of samples: [StackSample]) -> Frame? {
-        var votes: [(key: String, frame: Frame, count: Int)] = []
-        for sample in samples {
+        var votes: [(key: String, frames: [Frame])] = []
+        for sample in samples where !sample.isLate {
             guard let frame = leaf(of: sample) else { continue }
             let key = [frame.function, frame.module ?? "", frame.file ?? ""].joined(separator: "\u{0}")
             if let i = votes.firstIndex(where: { $0.key == key }) {
-                votes[i].count += 1
+                votes[i].frames.append(frame)
             } else {
-                votes.append((key, frame, 1))
+                votes.append((key, [frame]))
             }
         }
-        var best: (key: String, frame: Frame, count: Int)?
-        for vote in votes where vote.count > (best?.count ?? 0) { best = vote }
-        return best?.frame
+        var best: [Frame] = []
+        for vote in votes where vote.frames.count > best.count { best = vote.frames }
+        // The line that was seen most; the first of those, and a known one before an approximate one.
+        let known = best.filter { $0.approximate != true }
+        let candidates = known.isEmpty ? best : known
+        var found: (frame: Frame, count: Int)?
+        for frame in candidates {
+            let count = candidates.count { $0.line == frame.line }
+            if count > found?.count ?? 0 { found = (frame, count) }
+        }
+        return found?.frame
     }
 
     /// The leaf-most frame of the user's own code in one sample; where there is none, of code that lies in no file.

@@ -94,20 +94,23 @@ public struct ReportProcess: Hashable, Sendable, Codable {
         public var signalsSent: Int64
         public var pauseNSMax: Int64?
         public var samplesDropped: Int64
+        /// Whether or not a reader came in time for them; nil in reports that are older.
+        public var samplesTaken: Int64?
         public var degraded: [String]
         enum CodingKeys: String, CodingKey {
             case cpuNS = "cpu_ns", cpuShare = "cpu_share", signalsSent = "signals_sent", pauseNSMax = "pause_ns_max"
-            case samplesDropped = "samples_dropped", degraded
+            case samplesDropped = "samples_dropped", samplesTaken = "samples_taken", degraded
         }
         public init(
             cpuNS: Int64, cpuShare: Double, signalsSent: Int64, pauseNSMax: Int64?, samplesDropped: Int64,
-            degraded: [String]
+            samplesTaken: Int64? = nil, degraded: [String]
         ) {
             self.cpuNS = cpuNS
             self.cpuShare = cpuShare
             self.signalsSent = signalsSent
             self.pauseNSMax = pauseNSMax
             self.samplesDropped = samplesDropped
+            self.samplesTaken = samplesTaken
             self.degraded = degraded
         }
     }

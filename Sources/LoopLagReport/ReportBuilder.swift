@@ -199,7 +199,8 @@ public enum ReportBuilder {
             cpuShare: window > .zero ? cpu.secondsAsDouble / window.secondsAsDouble : 0,
             signalsSent: Int64(clamping: since(\.signalsSent)),
             pauseNSMax: to.agent.samplesTaken > 0 ? to.agent.pauseMax.nanosecondCount : nil,
-            samplesDropped: Int64(clamping: since(dropped)), degraded: degraded)
+            samplesDropped: Int64(clamping: since(dropped)), samplesTaken: Int64(clamping: since(\.samplesTaken)),
+            degraded: degraded)
     }
 }
 

@@ -243,6 +243,8 @@ extension EndToEnd {
             _ = try child.wait(forOutput: "serving (2)")
             let attached = try Untraced.run(["attach", "\(child.pid)"])
             #expect(attached.status == .exited(0), "\(attached.errors)")
+            #expect(attached.errors.contains("is left out: it is the primary of a cluster"), "\(attached.errors)")
+            #expect(!child.errors.text.contains("already in use"), "\(child.errors.text)")
             let workers = ProcessTable.children(of: child.pid).filter { Segments.path(ofProcess: $0) != nil }
             #expect(workers.count == 2, "\(attached.errors)")
             #expect(child.isRunning)

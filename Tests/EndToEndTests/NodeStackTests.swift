@@ -65,6 +65,8 @@ extension EndToEnd {
             let first = try BlocksRun(node: node)
             #expect(!first.process.agent.degraded.contains("no-javascript"))
             #expect(try first.process.runtime?.version == Self.version(of: node))
+            // Node names a worker's thread from version 24 on; before that its number tells it from the others.
+            #expect(first.worker?.threadName == (node == "NODE24" ? "cruncher" : "node"))
             var exact = 0
             for isMain in [true, false] {
                 for name in BlocksRun.cases {

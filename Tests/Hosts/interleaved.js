@@ -1,6 +1,6 @@
 // Requests that overlap in every way node has to go on later, each of which ends in a block of its own: the function that
-// blocks for request N is called block_N and its path ends in /N, so that a stack and a request tell whether they belong
-// together. Servers in the main thread (plain, Express, over TLS with --tls) and in a worker thread; with --cluster in two
+// blocks for request N of a kind is called block_KIND_N and its path ends in /KIND/N, so that a stack and a request tell
+// whether they belong together. Servers in the main thread (plain, Express, over TLS with --tls) and in a worker thread; with --cluster in two
 // cluster workers. A child process is the client, so that nobody waits for himself. Ends by itself, or with --serve never.
 'use strict';
 
@@ -16,15 +16,15 @@ const { setTimeout: later } = require('node:timers/promises');
 const { isMainThread, Worker, parentPort } = require('node:worker_threads');
 const zlib = require('node:zlib');
 
-const milliseconds = 30;
+const milliseconds = 45;
 
 function spin() {
   const end = process.hrtime.bigint() + BigInt(milliseconds) * 1000000n;
   while (process.hrtime.bigint() < end);
 }
 
-function blockFor(id) {
-  new Function('spin', `return function block_${id}() { spin(); }`)(spin)();
+function blockFor(kind, id) {
+  new Function('spin', `return function block_${kind}_${id}() { spin(); }`)(spin)();
 }
 
 let shared;
@@ -81,7 +81,7 @@ function handle(request, response) {
   const [, kind, id] = request.url.split('?')[0].split('/').slice(-3);
   if (!kinds[kind]) { request.resume(); response.end('nothing\n'); return; }
   kinds[kind](id, () => {
-    blockFor(id);
+    blockFor(kind, id);
     response.end('done\n');
   }, request);
 }

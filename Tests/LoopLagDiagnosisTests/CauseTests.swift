@@ -41,6 +41,26 @@ struct CauseTests {
             ])
     }
 
+    @Test("The owner of a lock is that of the longest wait, or nobody")
+    func lockOwners() {
+        func sample(_ offset: Int, _ owner: String?) -> StackSample {
+            StackSample(
+                stallID: 1, position: UInt64(offset), offset: .milliseconds(offset), threadState: "S", method: .passive,
+                frames: [], isTruncated: false,
+                blockedBy: owner.map {
+                    BlockingThread(tid: 7, name: $0, frames: [Frame(function: "keep", kind: .python)])
+                })
+        }
+        let evidence = StallEvidence(looks: 5, observed: .milliseconds(400), inLock: .milliseconds(400))
+        let stall = makeStall(length: 500, evidence: evidence)
+        func owner(_ samples: StackSample...) -> String? {
+            diagnose(stall, samples: samples, executable: "python3").blockedBy?.name
+        }
+        #expect(owner(sample(100, "keeper"), sample(450, "other")) == "keeper")
+        #expect(owner(sample(100, nil), sample(450, "other")) == nil)
+        #expect(owner(sample(100, "keeper"), sample(200, "other")) == "other")
+    }
+
     private static func busy(events: UInt64?, _ functions: [String]) -> StallDiagnosis {
         let samples = functions.enumerated().map { i, name in
             StackSample(

@@ -18,6 +18,56 @@ struct CulpritTests {
         Frame(function: function, kind: .python, file: file, line: line)
     }
 
+    @Test("Of several requests in one iteration the one is named that most samples are of, and else none")
+    func sharedIteration() {
+        func request(_ paths: [String?]) -> String? {
+            let samples = paths.map { path in
+                var sample = makeSample(
+                    frames: [Self.script("spin", line: 1)])
+                sample.request = path.map { ReportStall.Request(method: "GET", path: $0) }
+                return sample
+            }
+            return diagnose(makeStall(), samples: samples, executable: "/usr/bin/node", userCode: []).request?.path
+        }
+        #expect(request(["/a", "/a", "/b"]) == "/a")
+        #expect(request(["/a", "/b"]) == nil)
+        #expect(request(["/a", nil]) == "/a")
+        #expect(request(["/a", nil, nil]) == nil)
+        #expect(request(["/a", "/a", nil, "/b", "/b"]) == nil)
+    }
+
+    @Test("A sample that was served late blames nobody, however many there are")
+    func late() {
+        let block = Self.script("block", line: 7)
+        let bystander = Self.script("bystander", line: 40)
+        var samples = [makeSample(frames: [bystander]), makeSample(frames: [bystander]), makeSample(frames: [block])]
+        samples[0].isLate = true
+        samples[1].isLate = true
+        let found = diagnose(makeStall(), samples: samples, executable: nil, userCode: [])
+        #expect(found.culprit?.function == "block")
+        let onlyLate = diagnose(makeStall(), samples: [samples[0]], executable: nil, userCode: [])
+        #expect(onlyLate.culprit == nil)
+    }
+
+    @Test("The line that was seen most, and a known one before an approximate one")
+    func line() {
+        var first = Self.script("block", line: 6)
+        first.approximate = true
+        let stacks = [first, first, Self.script("block", line: 8), Self.script("block", line: 9)].map { [$0] }
+        func line(_ stacks: [[Frame]]) -> Int? {
+            diagnose(makeStall(), samples: stacks.map { makeSample(frames: $0) }, executable: nil, userCode: [])
+                .culprit?
+                .line
+        }
+        #expect(line(stacks) == 8)
+        #expect(line(stacks + [[Self.script("block", line: 9)]]) == 9)
+        #expect(line([[first]]) == 6)
+    }
+
+    private static func script(_ function: String, line: Int) -> Frame {
+        Frame(function: function, kind: .javascript, file: "/srv/app.js", line: line)
+    }
+
     @Test("A C server's own function, not libc's below it")
     func redis() {
         let stack = [

@@ -26,7 +26,7 @@ struct CPythonPools {
     private let header: UnsafeMutablePointer<lag_header>
     private let frames: CPythonFrames
     private let memory: CPythonMemory
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private(set) var workers: CPythonWorkers
     private var activity: LoopActivity
     private let pools: UnsafeMutablePointer<PoolSlot>
@@ -219,7 +219,7 @@ struct CPythonPools {
     /// Items in a SimpleQueue: a list with a moving start up to 3.12, a ring since.
     private func depth(_ queue: UInt64) -> Int64? {
         let count: Int64
-        if layout.minor <= 12 {
+        if layout.pointee.minor <= 12 {
             guard let list = memory.word(queue &+ 32), let size = memory.word(list &+ 16),
                 let start = memory.word(queue &+ 40)
             else { return nil }
@@ -238,7 +238,7 @@ struct CPythonPools {
         let array: UInt64
         let start: UInt64
         var capacity = UInt64.max
-        if layout.minor <= 12 {
+        if layout.pointee.minor <= 12 {
             array = memory.word(memory.word(object &+ 32).map { $0 &+ 24 } ?? 0) ?? 0
             start = memory.word(object &+ 40) ?? 0
         } else {
@@ -264,7 +264,7 @@ struct CPythonPools {
             guard now >= limitersWantedAt else { return }
             limitersWantedAt = now &+ 1_000_000_000
             guard let holder = CPythonModules.value(memory, modules, "anyio.lowlevel", "_run_vars") else { return }
-            loopVariables = memory.attribute(holder, "data", cachedKeys: layout.cachedKeys) ?? 0
+            loopVariables = memory.attribute(holder, "data", cachedKeys: layout.pointee.cachedKeys) ?? 0
         }
         guard memory.isA(lag_python_found().pointee.dict_type, loopVariables),
             var loops = memory.entries(loopVariables, limit: 16)
@@ -300,9 +300,9 @@ struct CPythonPools {
     private mutating func beginLimiter(_ limiter: UInt64, _ now: UInt64, since: UInt64) {
         guard let free = pool(0) else { return }
         let found = lag_python_found().pointee
-        var borrowers = memory.attribute(limiter, "_borrowers", cachedKeys: layout.cachedKeys) ?? 0
-        var queue = memory.attribute(limiter, "_wait_queue", cachedKeys: layout.cachedKeys) ?? 0
-        var tokens = memory.attribute(limiter, "_total_tokens", cachedKeys: layout.cachedKeys) ?? 0
+        var borrowers = memory.attribute(limiter, "_borrowers", cachedKeys: layout.pointee.cachedKeys) ?? 0
+        var queue = memory.attribute(limiter, "_wait_queue", cachedKeys: layout.pointee.cachedKeys) ?? 0
+        var tokens = memory.attribute(limiter, "_total_tokens", cachedKeys: layout.pointee.cachedKeys) ?? 0
         // A class with slots has its attributes in the object itself.
         var offset: UInt64 = 16
         while borrowers == 0 || queue == 0 || tokens == 0, offset <= 56 {

@@ -11,7 +11,6 @@ struct CPythonWorkers {
     /// One that has not come to its frame by then is looked at again now and then.
     private static let examinations: UInt32 = 30
     private static let laterExaminations: UInt32 = 32
-    private static let localsSearched: UInt64 = 12
     static let bytes: Int = known &* MemoryLayout<Worker>.stride
 
     enum Kind {
@@ -37,7 +36,7 @@ struct CPythonWorkers {
 
     private let frames: CPythonFrames
     private let memory: CPythonMemory
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private let list: UnsafeMutablePointer<Worker>
     /// Memory to read into that holds nothing from one call to the next.
     private let piece: UnsafeMutablePointer<UInt64>
@@ -59,7 +58,7 @@ struct CPythonWorkers {
 
     /// Whether a thread has begun since, or one that has begun is not told apart yet: new threads come first in the list.
     func wantsRefresh(_ interpreter: UInt64) -> Bool {
-        hasUnsettled || memory.word(interpreter &+ layout.threadsHead) ?? 0 != newest
+        hasUnsettled || memory.word(interpreter &+ layout.pointee.threadsHead) ?? 0 != newest
     }
 
     /// Looks through the interpreter's threads.
@@ -67,17 +66,17 @@ struct CPythonWorkers {
     mutating func refresh(
         _ now: UInt64, _ interpreter: UInt64, _ copy: UnsafeMutablePointer<lag_python_frames>, isFull: Bool
     ) {
-        var state = memory.word(interpreter &+ layout.threadsHead) ?? 0
+        var state = memory.word(interpreter &+ layout.pointee.threadsHead) ?? 0
         var states = 0
         newest = state
         hasUnsettled = false
         while state != 0, states < 512 {
             states &+= 1
             // With what lies before it, the next one's address.
-            let bytes = Int(truncatingIfNeeded: layout.threadID &+ 8)
+            let bytes = Int(truncatingIfNeeded: layout.pointee.threadID &+ 8)
             guard bytes <= Self.pieceBytes, Int(lag_safe_read(state, piece, bytes)) == bytes else { break }
-            let thread = piece[Int(truncatingIfNeeded: layout.threadID / 8)]
-            let next = piece[Int(truncatingIfNeeded: layout.threadNext / 8)]
+            let thread = piece[Int(truncatingIfNeeded: layout.pointee.threadID / 8)]
+            let next = piece[Int(truncatingIfNeeded: layout.pointee.threadNext / 8)]
             if let index = index(of: state, thread) {
                 list[index].seen = now
                 list[index].examined &+= 1
@@ -127,16 +126,20 @@ struct CPythonWorkers {
             let bytes = lag_python_frame(copy, i)
             let address = lag_python_frame_address(copy, i)
             i &+= 1
-            guard let code = frames.code(bytes), let name = memory.word(code &+ layout.codeName) else { continue }
+            guard let code = frames.code(bytes), let name = memory.word(code &+ layout.pointee.codeName) else {
+                continue
+            }
             if memory.isText(name, "_worker") {
-                guard let queue = local("work_queue", of: code),
+                guard let queue = local("work_queue"),
                     let object = value(address, code, queue), memory.isNamed(object, "_queue.SimpleQueue")
                 else { continue }
                 list[index].kind = .executor
                 list[index].queue = object
-                list[index].job = local("work_item", of: code) ?? 0
+                list[index].job = local("work_item") ?? 0
             } else if memory.isText(name, "run") {
-                guard memory.isNamed(frames.reference(bytes, layout.frameLocals), "WorkerThread") else { continue }
+                guard memory.isNamed(frames.reference(bytes, layout.pointee.frameLocals), "WorkerThread") else {
+                    continue
+                }
                 list[index].kind = .anyio
             } else {
                 continue
@@ -148,14 +151,14 @@ struct CPythonWorkers {
         }
     }
 
-    /// Where a function's frames have this local; nil = nowhere.
-    private func local(_ name: StaticString, of code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ layout.codeLocalNames), let count = memory.word(names &+ 16) else {
-            return nil
-        }
-        var i: UInt64 = 0
-        while i < count, i < Self.localsSearched {
-            if memory.isText(frames.localName(names, i) ?? 0, name) { return layout.frameLocals &+ i &* 8 }
+    /// Where the frames of the function that was looked at last have this local; nil = nowhere.
+    private func local(_ name: StaticString) -> UInt64? {
+        let names = frames.localNames()
+        var i = 0
+        while i < names.count {
+            if memory.isText(names[i], name) {
+                return layout.pointee.frameLocals &+ UInt64(truncatingIfNeeded: i) &* 8
+            }
             i &+= 1
         }
         return nil
@@ -163,10 +166,10 @@ struct CPythonWorkers {
 
     /// A reference in a frame that still runs this code.
     private func value(_ frame: UInt64, _ code: UInt64, _ offset: UInt64) -> UInt64? {
-        let mask: UInt64 = layout.hasTaggedReferences ? ~3 : ~0
+        let mask: UInt64 = layout.pointee.hasTaggedReferences ? ~3 : ~0
         let bytes = Int(truncatingIfNeeded: offset &+ 8)
         guard bytes <= Self.pieceBytes, Int(lag_safe_read(frame, piece, bytes)) == bytes,
-            piece[Int(truncatingIfNeeded: layout.frameCode / 8)] & mask == code
+            piece[Int(truncatingIfNeeded: layout.pointee.frameCode / 8)] & mask == code
         else { return nil }
         return piece[bytes / 8 &- 1] & mask
     }
@@ -182,8 +185,8 @@ struct CPythonWorkers {
         var i: UInt32 = 0
         while i < copy.pointee.count, lag_python_frame_address(copy, i) != worker.frame { i &+= 1 }
         guard i < copy.pointee.count else { return false }
-        guard i > 0, let called = frames.code(lag_python_frame(copy, i &- 1)) else { return true }
-        return !memory.isText(memory.word(called &+ layout.codeName) ?? 0, "get")
-            || !frames.isIn(called, "/queue.py")
+        guard i > 0, frames.code(lag_python_frame(copy, i &- 1)) != nil else { return true }
+        return !memory.isText(frames.codeField(layout.pointee.codeName), "get")
+            || !frames.isIn("/queue.py")
     }
 }

@@ -14,7 +14,7 @@ struct CPython {
     private static let workerFrames: UInt32 = 48
 
     private let header: UnsafeMutablePointer<lag_header>
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private let memory: CPythonMemory
     private let frames: CPythonFrames
     private let locks: CPythonLocks
@@ -40,12 +40,12 @@ struct CPython {
             header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON)
             return nil
         }
-        layout = known
         isTrusted = known.isCertain
         if !isTrusted { header.pointee.degraded |= UInt64(LAG_DEGRADED_NO_PYTHON) }
         runtime = found.runtime
         scratch = memory
         frames = CPythonFrames(known, memory)
+        layout = frames.layout
         locks = CPythonLocks(frames, runtime)
         self.memory = frames.memory
         text = (memory + CPythonFrames.scratchBytes).assumingMemoryBound(to: UInt8.self)
@@ -75,24 +75,24 @@ struct CPython {
         let thread = lag_loop_pthread(index)
         let cached = lag_loop_thread_state(index)
         guard thread != 0 else { return 0 }
-        if cached != 0, memory.word(cached &+ layout.threadID) == thread { return cached }
+        if cached != 0, memory.word(cached &+ layout.pointee.threadID) == thread { return cached }
         // Another one since: a thread that ran in one interpreter and runs in another now.
         return CPythonThreads.state(ofThread: thread, runtime: runtime, frames)
     }
 
-    private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.threadInterpreter) ?? 0 }
+    private func interpreter(of state: UInt64) -> UInt64 { memory.word(state &+ layout.pointee.threadInterpreter) ?? 0 }
 
     /// Who has the interpreter's lock; 0 when nobody has it.
     private func lockHolder(_ interpreter: UInt64) -> UInt64 {
         let lock =
-            layout.lockInRuntime != 0
-            ? runtime &+ layout.lockInRuntime : memory.word(interpreter &+ layout.lockPointer) ?? 0
+            layout.pointee.lockInRuntime != 0
+            ? runtime &+ layout.pointee.lockInRuntime : memory.word(interpreter &+ layout.pointee.lockPointer) ?? 0
         guard lock != 0, memory.int32(lock &+ CPythonLayout.lockIsHeld) == 1 else { return 0 }
         return memory.word(lock &+ CPythonLayout.lockHolder) ?? 0
     }
 
     private func isCollecting(_ interpreter: UInt64) -> Bool {
-        memory.int32(interpreter &+ layout.collecting).map { $0 == 1 } ?? false
+        memory.int32(interpreter &+ layout.pointee.collecting).map { $0 == 1 } ?? false
     }
 
     /// Differs when other frames are on the loop's thread: coroutines have their frames in themselves.
@@ -121,7 +121,7 @@ struct CPython {
             copy, stack: isRunning ? capture : nil, asBlocker: false, into: &section)
         request.describe(copy, into: &section)
         let interpreter = interpreter(of: state)
-        if let modules = memory.word(interpreter &+ layout.modules) {
+        if let modules = memory.word(interpreter &+ layout.pointee.modules) {
             request.describeTask(copy, modules: modules, now: sample.time_ns, into: &section)
         }
         if isCollecting(interpreter) { sample.flags |= UInt16(LAG_SAMPLE_IN_GC) }
@@ -169,10 +169,10 @@ struct CPython {
     private func threadNumber(_ state: UInt64) -> Int32? {
         // 3.11 and later write it beside thread_id; before, glibc's own thread structure has it (unchanged since 2.4).
         let at: UInt64
-        if layout.minor >= 11 {
-            at = state &+ layout.threadID &+ 8
+        if layout.pointee.minor >= 11 {
+            at = state &+ layout.pointee.threadID &+ 8
         } else {
-            guard let thread = memory.word(state &+ layout.threadID) else { return nil }
+            guard let thread = memory.word(state &+ layout.pointee.threadID) else { return nil }
             at = thread &+ 720
         }
         guard let number = memory.int32(at), number > 0, lag_thread_exists(number) else { return nil }
@@ -203,8 +203,8 @@ struct CPython {
         _ now: UInt64, _ loops: UnsafeMutablePointer<lag_loop_slot>, _ count: Int, isFull: Bool
     ) {
         guard isTrusted else { return }
-        let main = memory.word(runtime &+ layout.interpretersHead &+ 8) ?? 0
-        guard main != 0, let modules = memory.word(main &+ layout.modules) else { return }
+        let main = memory.word(runtime &+ layout.pointee.interpretersHead &+ 8) ?? 0
+        guard main != 0, let modules = memory.word(main &+ layout.pointee.modules) else { return }
         pools?.tick(
             now: now, interpreter: main, modules: modules, copy: blocker, loops: loops, count: count, isFull: isFull)
     }
@@ -289,7 +289,7 @@ struct CPython {
             // A code object that has gone since is no disagreement, nor is its line.
             if let code = frames.code(bytes) {
                 guard let place = frames.instruction(code, bytes) else { return false }
-                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, i) {
+                if case .at(let line) = frames.line(place), line != lag_python_check_line(answer, i) {
                     return false
                 }
             }

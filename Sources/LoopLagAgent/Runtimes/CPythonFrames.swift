@@ -9,21 +9,29 @@ import CLoopLag
 struct CPythonFrames {
     private static let chunkBytes = 4096
     private static let textBytes = 512
-    static let scratchBytes = chunkBytes &+ textBytes
+    /// The layout comes first: everything that reads the interpreter shares this one by its address.
+    private static let layoutBytes = MemoryLayout<CPythonLayout>.stride
+    /// What is read of a code object: its own fields, and not the code behind them.
+    private static let codeBytes = 216
+    static let scratchBytes = layoutBytes &+ chunkBytes &+ textBytes &+ codeBytes
 
-    let layout: CPythonLayout
+    let layout: UnsafePointer<CPythonLayout>
     let memory: CPythonMemory
     private let codeType: UInt64
     private let chunk: UnsafeMutablePointer<UInt8>
     private let text: UnsafeMutablePointer<UInt8>
+    private let codeFields: UnsafeMutablePointer<UInt8>
 
     /// - Parameter scratch: `scratchBytes` of memory that nobody else uses.
     init(_ layout: CPythonLayout, _ scratch: UnsafeMutableRawPointer) {
-        self.layout = layout
+        let kept = scratch.bindMemory(to: CPythonLayout.self, capacity: 1)
+        kept.initialize(to: layout)
+        self.layout = UnsafePointer(kept)
         memory = CPythonMemory(asciiBytes: layout.asciiBytes)
         codeType = lag_python_found().pointee.code_type
-        chunk = scratch.assumingMemoryBound(to: UInt8.self)
+        chunk = (scratch + Self.layoutBytes).assumingMemoryBound(to: UInt8.self)
         text = chunk + Self.chunkBytes
+        codeFields = text + Self.textBytes
     }
 
     /// A field of a copied frame.
@@ -35,31 +43,53 @@ struct CPythonFrames {
     /// A reference in a copied frame: from 3.14 on they carry tags.
     func reference(_ frame: UnsafePointer<UInt8>, _ offset: UInt64) -> UInt64 {
         let raw = field(frame, offset)
-        return layout.hasTaggedReferences ? raw & ~3 : raw
+        return layout.pointee.hasTaggedReferences ? raw & ~3 : raw
     }
 
     /// Whether this is the evaluation loop's own first frame (3.12 and later), which lies on the C stack.
     func isShim(_ frame: UnsafePointer<UInt8>) -> Bool {
-        layout.minor >= 12 && frame[Int(truncatingIfNeeded: layout.frameOwner)] >= 3
+        layout.pointee.minor >= 12 && frame[Int(truncatingIfNeeded: layout.pointee.frameOwner)] >= 3
     }
 
-    /// The frame's code object; nil for a shim and for what is none.
+    /// The frame's code object; nil for a shim and for what is none. Its fields are read with it, in one piece.
     @inline(never)
     func code(_ frame: UnsafePointer<UInt8>) -> UInt64? {
         guard !isShim(frame) else { return nil }
-        let code = reference(frame, layout.frameCode)
-        return memory.isA(codeType, code) ? code : nil
+        let code = reference(frame, layout.pointee.frameCode)
+        guard code & 7 == 0, code != 0 else { return nil }
+        // An older version's object is shorter, and may be the last thing in its mapping.
+        let had = Int(lag_safe_read(code, codeFields, Self.codeBytes))
+        lag_zero(codeFields + had, Self.codeBytes &- had)
+        return codeType != 0 && codeField(8) == codeType ? code : nil
     }
 
-    /// The name of a code object's local variable; `names` is its tuple of them.
-    func localName(_ names: UInt64, _ index: UInt64) -> UInt64? {
-        memory.word(names &+ layout.tupleItems &+ index &* 8)
-    }
-
-    /// Whether a code object's file has this ending.
+    /// A field of the code object that `code` gave last.
     @inline(never)
-    func isIn(_ code: UInt64, _ ending: StaticString) -> Bool {
-        let count = memory.text(memory.word(code &+ layout.codeFile) ?? 0, text, capacity: Self.textBytes)
+    func codeField(_ offset: UInt64) -> UInt64 {
+        guard offset &+ 8 <= UInt64(Self.codeBytes) else { return 0 }
+        return UnsafeRawPointer(codeFields).loadUnaligned(
+            fromByteOffset: Int(truncatingIfNeeded: offset), as: UInt64.self)
+    }
+
+    /// The first names of local variables of the code object that `code` gave last; valid until a table is read.
+    @inline(never)
+    func localNames() -> UnsafeBufferPointer<UInt64> {
+        let items = Int(truncatingIfNeeded: layout.pointee.tupleItems)
+        let had = Int(lag_safe_read(codeField(layout.pointee.codeLocalNames), chunk, items &+ Self.namesLooked &* 8))
+        guard had >= items else { return UnsafeBufferPointer(start: nil, count: 0) }
+        let all = UnsafeRawPointer(chunk).loadUnaligned(fromByteOffset: 16, as: UInt64.self)
+        let read = (had &- items) / 8
+        return UnsafeBufferPointer(
+            start: UnsafeRawPointer(chunk + items).assumingMemoryBound(to: UInt64.self),
+            count: all < UInt64(truncatingIfNeeded: read) ? Int(truncatingIfNeeded: all) : read)
+    }
+
+    private static let namesLooked = 15
+
+    /// Whether the file of the code object that `code` gave last has this ending.
+    @inline(never)
+    func isIn(_ ending: StaticString) -> Bool {
+        let count = memory.text(codeField(layout.pointee.codeFile), text, capacity: Self.textBytes)
         guard ending.hasPointerRepresentation, count >= ending.utf8CodeUnitCount else { return false }
         var parser = ByteParser(text, count: count, from: count &- ending.utf8CodeUnitCount)
         return parser.take(ending)
@@ -86,7 +116,7 @@ struct CPythonFrames {
                 continue
             }
             if isNewRun {
-                run = layout.minor >= 12 ? nextShim(frames, i) : (layout.minor >= 10 ? cframe : 0)
+                run = layout.pointee.minor >= 12 ? nextShim(frames, i) : (layout.pointee.minor >= 10 ? cframe : 0)
                 isNewRun = false
             }
             let isEntry = isEntry(frames, i)
@@ -99,7 +129,7 @@ struct CPythonFrames {
             } else {
                 dropped &+= 1
             }
-            if isEntry, layout.minor < 12 {
+            if isEntry, layout.pointee.minor < 12 {
                 isNewRun = true
                 cframe = previous(cframe, stack)
             }
@@ -110,9 +140,9 @@ struct CPythonFrames {
 
     /// Whether native code entered the interpreter with this frame.
     private func isEntry(_ frames: UnsafePointer<lag_python_frames>, _ index: UInt32) -> Bool {
-        if layout.hasFrameObjects { return true }
-        if layout.minor == 11 {
-            return lag_python_frame(frames, index)[Int(truncatingIfNeeded: layout.frameIsEntry)] != 0
+        if layout.pointee.hasFrameObjects { return true }
+        if layout.pointee.minor == 11 {
+            return lag_python_frame(frames, index)[Int(truncatingIfNeeded: layout.pointee.frameIsEntry)] != 0
         }
         let next = index &+ 1
         guard next < frames.pointee.count else { return frames.pointee.is_complete != 0 }
@@ -131,7 +161,7 @@ struct CPythonFrames {
     /// The C frame of the evaluation before: it lies on the thread's stack, of a running thread only the copy counts.
     private func previous(_ cframe: UInt64, _ stack: UnsafePointer<lag_capture>?) -> UInt64 {
         guard cframe != 0 else { return 0 }
-        let at = cframe &+ layout.cframePrevious
+        let at = cframe &+ layout.pointee.cframePrevious
         guard let stack else { return memory.word(at) ?? 0 }
         let offset = at &- stack.pointee.stack_base
         guard offset < UInt64(stack.pointee.stack_bytes), UInt64(stack.pointee.stack_bytes) &- offset >= 8 else {
@@ -146,17 +176,17 @@ struct CPythonFrames {
         _ code: UInt64, _ bytes: UnsafePointer<UInt8>, _ frame: inout lag_managed_frame,
         _ section: inout ManagedSection
     ) -> Bool {
-        let nameAt = layout.codeQualifiedName != 0 ? layout.codeQualifiedName : layout.codeName
-        let nameBytes = memory.text(memory.word(code &+ nameAt) ?? 0, text, capacity: Self.textBytes)
+        let nameAt = layout.pointee.codeQualifiedName != 0 ? layout.pointee.codeQualifiedName : layout.pointee.codeName
+        let nameBytes = memory.text(codeField(nameAt), text, capacity: Self.textBytes)
         guard nameBytes > 0 else { return false }
         frame.function = section.text(text, nameBytes)
-        let fileBytes = memory.text(memory.word(code &+ layout.codeFile) ?? 0, text, capacity: Self.textBytes)
+        let fileBytes = memory.text(codeField(layout.pointee.codeFile), text, capacity: Self.textBytes)
         if fileBytes > 0 { frame.file = section.text(text, fileBytes) }
-        let flags = UInt32(bitPattern: memory.int32(code &+ layout.codeFlags) ?? 0)
+        let flags = UInt32(truncatingIfNeeded: codeField(layout.pointee.codeFlags))
         // CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
         if flags & 0x380 != 0 { frame.flags |= UInt16(LAG_FRAME_COROUTINE) }
         guard let place = instruction(code, bytes) else { return false }
-        switch line(code, place) {
+        switch line(place) {
         case .at(let line): frame.line = line
         case .beginning(let line):
             frame.line = line
@@ -176,35 +206,42 @@ struct CPythonFrames {
         case none
     }
 
-    /// The byte offset of the frame's instruction in its code, -1 ahead of the first; nil when it lies elsewhere.
+    /// The byte offset of the frame's instruction in its code, the one that `code` gave last: -1 ahead of the first; nil when
+    /// it lies elsewhere.
     func instruction(_ code: UInt64, _ frame: UnsafePointer<UInt8>) -> Int64? {
-        let raw = field(frame, layout.frameInstruction)
+        let raw = field(frame, layout.pointee.frameInstruction)
         var offset: Int64
-        if layout.hasFrameObjects {
+        if layout.pointee.hasFrameObjects {
             offset = Int64(Int32(truncatingIfNeeded: raw))
-            if layout.minor == 10, offset > 0 { offset &*= 2 }
+            if layout.pointee.minor == 10, offset > 0 { offset &*= 2 }
             return offset >= -1 && offset < 1 &<< 26 ? offset : nil
         }
-        offset = Int64(bitPattern: raw &- code &- layout.codeStart)
+        offset = Int64(bitPattern: raw &- code &- layout.pointee.codeStart)
         if offset < 0 { return offset >= -2 ? -1 : nil }
-        guard let units = memory.word(code &+ 16), units < 1 &<< 25, UInt64(offset) < units &* 2 else { return nil }
-        return offset
+        let units = codeField(16)
+        return units < 1 &<< 25 && UInt64(offset) < units &* 2 ? offset : nil
     }
 
-    /// The content of a `bytes` object; valid until the next table is read.
-    func tableBytes(_ table: UInt64, _ size: UInt64) -> LineTableBytes {
-        LineTableBytes(memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size)
+    /// The content of a `bytes` object, read with its length as far as most are long; valid until the next table is read.
+    func tableBytes(_ table: UInt64) -> LineTableBytes? {
+        let had = Int(lag_safe_read(table &+ 16, chunk, Self.tableBytesAtOnce))
+        guard table != 0, had >= 16 else { return nil }
+        let size = UnsafeRawPointer(chunk).loadUnaligned(as: UInt64.self)
+        guard size < 1 &<< 24 else { return nil }
+        return LineTableBytes(
+            memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size, from: 16, held: had)
     }
 
-    /// The line of an instruction, by the version's own table.
-    func line(_ code: UInt64, _ instruction: Int64) -> Line {
-        guard let first = memory.int32(code &+ layout.codeFirstLine), first >= 0 else { return .none }
-        let start = UInt32(first)
+    private static let tableBytesAtOnce = 512
+
+    /// The line of an instruction of the code object that `code` gave last, by the version's own table.
+    func line(_ instruction: Int64) -> Line {
+        let first = Int32(truncatingIfNeeded: codeField(layout.pointee.codeFirstLine))
+        guard first >= 0 else { return .none }
+        let start = UInt32(bitPattern: first)
         guard instruction >= 0 else { return .at(start) }
-        guard let table = memory.word(code &+ layout.codeLines), let size = memory.word(table &+ 16), size < 1 &<< 24
-        else { return .beginning(start) }
-        var bytes = tableBytes(table, size)
-        switch layout.minor {
+        guard var bytes = tableBytes(codeField(layout.pointee.codeLines)) else { return .beginning(start) }
+        switch layout.pointee.minor {
         case 9: return CPythonLines.notab(&bytes, first, instruction)
         case 10: return CPythonLines.ranges(&bytes, first, instruction)
         default: return CPythonLines.locations(&bytes, first, instruction)
@@ -221,13 +258,23 @@ struct LineTableBytes {
     private var position = 0
     private var held = 0
 
-    init(memory: UnsafeMutablePointer<UInt8>, capacity: Int, at: UInt64, count: UInt64) {
+    /// - Parameters:
+    ///   - from: where the content begins in the memory, if some of it has been read already.
+    ///   - held: up to where.
+    init(
+        memory: UnsafeMutablePointer<UInt8>, capacity: Int, at: UInt64, count: UInt64, from: Int = 0, held: Int = 0
+    ) {
         self.memory = memory
         self.capacity = capacity
-        self.at = at
-        left = count
+        position = from
+        let had = UInt64(truncatingIfNeeded: held &- from)
+        let taken = had < count ? had : count
+        self.held = from &+ Int(truncatingIfNeeded: taken)
+        self.at = at &+ taken
+        left = count &- taken
     }
 
+    @inline(never)
     mutating func next() -> UInt8? {
         if position >= held {
             let wanted = left < UInt64(truncatingIfNeeded: capacity) ? Int(truncatingIfNeeded: left) : capacity

@@ -18,7 +18,7 @@ struct CPythonLocks {
 
     private let frames: CPythonFrames
     private let memory: CPythonMemory
-    private let layout: CPythonLayout
+    private let layout: UnsafePointer<CPythonLayout>
     private let runtime: UInt64
 
     init(_ frames: CPythonFrames, _ runtime: UInt64) {
@@ -62,8 +62,8 @@ struct CPythonLocks {
     /// Among what the frame computes with. Up to 3.13 a lock has a semaphore of its own, on which its waiter waits; since
     /// then that is the waiter's, and the lock is what the call in progress was given.
     private func lock(waitedForBy frame: UInt64, _ futex: UInt64) -> UInt64? {
-        let isOwn = layout.minor <= 13
-        let start = isOwn ? frame &+ layout.frameLocals : (memory.word(frame &+ 64) ?? 0) &- 32
+        let isOwn = layout.pointee.minor <= 13
+        let start = isOwn ? frame &+ layout.pointee.frameLocals : (memory.word(frame &+ 64) ?? 0) &- 32
         var i: UInt64 = 0
         while i < (isOwn ? Self.slots : 4) {
             let value = (memory.word(start &+ i &* 8) ?? 0) & ~3
@@ -75,11 +75,13 @@ struct CPythonLocks {
         return nil
     }
 
+    @inline(never)
     private func isWanted(_ lock: UInt64, _ futex: UInt64, _ isOwn: Bool) -> Bool {
         if isOwn { return memory.word(lock &+ 16) == futex && kind(lock) != nil }
         return memory.byte(lock &+ 16) == Self.heldAndWanted && kind(lock) != nil
     }
 
+    @inline(never)
     private func kind(_ object: UInt64) -> Kind? {
         var name: (UInt64, UInt64) = (0, 0)
         guard let type = memory.type(object), let at = memory.word(type &+ 24), lag_safe_read(at, &name, 16) >= 14
@@ -98,31 +100,31 @@ struct CPythonLocks {
     // MARK: - who stands inside `with`
 
     /// Whether `__exit__` of the lock lies on that frame's stack, ready to be called.
+    @inline(never)
     private func isInside(_ copy: UnsafePointer<lag_python_frames>, _ index: UInt32, _ lock: UInt64) -> Bool {
         let bytes = lag_python_frame(copy, index)
         guard let code = frames.code(bytes) else { return false }
         let address = lag_python_frame_address(copy, index)
         var stack: UInt64
         var depth: UInt64
-        if layout.hasFrameObjects {
+        if layout.pointee.hasFrameObjects {
             // f_valuestack; f_iblock, and f_blockstack behind it: three numbers each, the last is the depth.
             stack = frames.field(bytes, 64)
-            let blocks: UInt64 = layout.minor == 9 ? 120 : 112
+            let blocks: UInt64 = layout.pointee.minor == 9 ? 120 : 112
             let count = frames.field(bytes, blocks &- 8) & 0xffff_ffff
             guard count > 0, count <= 20 else { return false }
             depth = UInt64(UInt32(bitPattern: memory.int32(address &+ blocks &+ count &* 12 &- 4) ?? 0))
         } else {
-            guard let place = frames.instruction(code, bytes), place >= 0,
-                let variables = memory.int32(code &+ layout.codeFirstLine &+ 4), variables >= 0
-            else { return false }
-            stack = address &+ layout.frameLocals &+ UInt64(UInt32(bitPattern: variables)) &* 8
-            depth = frames.protectedDepth(code, UInt64(bitPattern: place) / 2)
+            let variables = Int32(truncatingIfNeeded: frames.codeField(layout.pointee.codeFirstLine &+ 4))
+            guard let place = frames.instruction(code, bytes), place >= 0, variables >= 0 else { return false }
+            stack = address &+ layout.pointee.frameLocals &+ UInt64(UInt32(bitPattern: variables)) &* 8
+            depth = frames.protectedDepth(UInt64(bitPattern: place) / 2)
         }
         if depth > Self.slots { depth = Self.slots }
         while depth > 0 {
             let value = (memory.word(stack) ?? 0) & ~3
             // The method bound to it; since 3.14 the lock itself, beside the method.
-            if value == lock ? layout.minor >= 14 : isExit(value, of: lock) { return true }
+            if value == lock ? layout.pointee.minor >= 14 : isExit(value, of: lock) { return true }
             stack &+= 8
             depth &-= 1
         }
@@ -130,6 +132,7 @@ struct CPythonLocks {
     }
 
     /// A method of C, by its definition's name.
+    @inline(never)
     private func isExit(_ value: UInt64, of lock: UInt64) -> Bool {
         guard value != 0, memory.word(value &+ 24) == lock, let definition = memory.word(value &+ 16),
             let name = memory.word(definition)
@@ -141,11 +144,8 @@ struct CPythonLocks {
 extension CPythonFrames {
     /// How much of its stack a frame is sure to have at this instruction (in units of two bytes): what its exception
     /// table says the nearest handler finds there. 0 outside of any (3.11 and later).
-    func protectedDepth(_ code: UInt64, _ instruction: UInt64) -> UInt64 {
-        guard let table = memory.word(code &+ 40), let size = memory.word(table &+ 16), size < 1 &<< 24 else {
-            return 0
-        }
-        var bytes = tableBytes(table, size)
+    func protectedDepth(_ instruction: UInt64) -> UInt64 {
+        guard var bytes = tableBytes(codeField(40)) else { return 0 }
         // Entries are ordered by where they begin; of nested ones only the innermost is written.
         while let start = CPythonLines.number(&bytes), let length = CPythonLines.number(&bytes),
             CPythonLines.number(&bytes) != nil, let depth = CPythonLines.number(&bytes)
@@ -159,6 +159,7 @@ extension CPythonFrames {
 
 extension CPythonLines {
     /// A number of an exception table: six bits a byte, the highest first.
+    @inline(never)
     static func number(_ bytes: inout LineTableBytes) -> UInt64? {
         var value: UInt64 = 0
         while let byte = bytes.next() {

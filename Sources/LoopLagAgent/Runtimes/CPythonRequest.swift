@@ -7,8 +7,6 @@
 import CLoopLag
 
 struct CPythonRequest {
-    private static let localsLooked = 15
-
     private let frames: CPythonFrames
     private let memory: CPythonMemory
     private let text: UnsafeMutablePointer<UInt8>
@@ -34,21 +32,22 @@ struct CPythonRequest {
         var i: UInt32 = 0
         while i < copy.pointee.count {
             let bytes = lag_python_frame(copy, i)
-            if let code = frames.code(bytes), let scope = local(bytes, code), readScope(scope, &section) { return }
+            if frames.code(bytes) != nil, let scope = local(bytes), readScope(scope, &section) { return }
             i &+= 1
         }
     }
 
-    /// The value of the local named `scope`.
-    private mutating func local(_ bytes: UnsafePointer<UInt8>, _ code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ frames.layout.codeLocalNames), let count = memory.word(names &+ 16) else {
-            return nil
-        }
-        var i: UInt64 = 0
-        while i < count, i < UInt64(truncatingIfNeeded: Self.localsLooked) {
-            guard let name = frames.localName(names, i) else { return nil }
+    /// The value of the local named `scope` in a frame of the function that was looked at last.
+    private mutating func local(_ bytes: UnsafePointer<UInt8>) -> UInt64? {
+        let names = frames.localNames()
+        var i = 0
+        while i < names.count {
+            let name = names[i]
             if scopeName == 0, memory.isText(name, "scope") { scopeName = name }
-            if name == scopeName, name != 0 { return frames.reference(bytes, frames.layout.frameLocals &+ i &* 8) }
+            if name == scopeName, name != 0 {
+                return frames.reference(
+                    bytes, frames.layout.pointee.frameLocals &+ UInt64(truncatingIfNeeded: i) &* 8)
+            }
             i &+= 1
         }
         return nil
@@ -81,8 +80,9 @@ struct CPythonRequest {
     mutating func describeTask(
         _ copy: UnsafePointer<lag_python_frames>, modules: UInt64, now: UInt64, into section: inout ManagedSection
     ) {
-        if frames.layout.threadTask != 0 {
-            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.threadTask), task != 0 else {
+        if frames.layout.pointee.threadTask != 0 {
+            guard let task = memory.word(copy.pointee.thread_state &+ frames.layout.pointee.threadTask), task != 0
+            else {
                 return
             }
             _ = name(of: task, owning: nil, &section)
@@ -141,8 +141,8 @@ struct CPythonRequest {
     }
 
     private func owns(_ coroutine: UInt64, _ copy: UnsafePointer<lag_python_frames>) -> Bool {
-        let place = coroutine &+ frames.layout.generatorFrame
-        let frame = frames.layout.hasFrameObjects ? memory.word(place) ?? 0 : place
+        let place = coroutine &+ frames.layout.pointee.generatorFrame
+        let frame = frames.layout.pointee.hasFrameObjects ? memory.word(place) ?? 0 : place
         var i: UInt32 = 0
         while i < copy.pointee.count {
             if lag_python_frame_address(copy, i) == frame { return true }

@@ -6,7 +6,7 @@
 import CLoopLag
 
 struct V8Memory {
-    let layout: lag_v8_layout
+    let layout: UnsafePointer<lag_v8_layout>
     private let stack: UnsafeRawPointer
     private let stackBase: UInt64
     private let stackBytes: UInt64
@@ -21,7 +21,8 @@ struct V8Memory {
     static let cacheBytes = Int(lineCount) &* (Int(lineBytes) &+ 8)
 
     init(
-        _ layout: lag_v8_layout, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64, builtins: V8Range,
+        _ layout: UnsafePointer<lag_v8_layout>, _ capture: UnsafePointer<lag_capture>, stackHigh: UInt64,
+        builtins: V8Range,
         cache: UnsafeMutableRawPointer
     ) {
         self.layout = layout
@@ -83,10 +84,13 @@ struct V8Memory {
             map = moved
         }
         guard Self.isObject(map) else { return nil }
-        guard let word = word(map &- 1, layout.map_instance_type & ~7) else { return nil }
-        return (place, Int32((word &>> UInt64(truncatingIfNeeded: (layout.map_instance_type & 6) &* 8)) & 0xffff))
+        guard let word = word(map &- 1, layout.pointee.map_instance_type & ~7) else { return nil }
+        return (
+            place, Int32((word &>> UInt64(truncatingIfNeeded: (layout.pointee.map_instance_type & 6) &* 8)) & 0xffff)
+        )
     }
 
+    @inline(never)
     func isType(_ tagged: UInt64, _ type: Int32) -> Bool {
         guard type != 0, let found = object(tagged) else { return false }
         return found.type == type
@@ -94,20 +98,21 @@ struct V8Memory {
 
     /// The function's SharedFunctionInfo, if that is what lies where a frame has its function.
     func shared(ofFunction tagged: UInt64) -> UInt64? {
-        guard let function = object(tagged), let shared = field(function.tagged, layout.function_shared),
-            let found = object(shared), found.type == layout.type_shared
+        guard let function = object(tagged), let shared = field(function.tagged, layout.pointee.function_shared),
+            let found = object(shared), found.type == layout.pointee.type_shared
         else { return nil }
         return found.tagged
     }
 
     /// The script of a function; a debugger may have put its own record in between.
+    @inline(never)
     func script(ofShared shared: UInt64) -> UInt64? {
-        guard let tagged = field(shared, layout.shared_script), let found = object(tagged) else { return nil }
-        if found.type == layout.type_script { return found.tagged }
-        guard layout.type_debug_info != 0, found.type == layout.type_debug_info else { return nil }
+        guard let tagged = field(shared, layout.pointee.shared_script), let found = object(tagged) else { return nil }
+        if found.type == layout.pointee.type_script { return found.tagged }
+        guard layout.pointee.type_debug_info != 0, found.type == layout.pointee.type_debug_info else { return nil }
         var offset: Int32 = 8
         while offset <= 48 {
-            if let inner = field(found.tagged, offset), isType(inner, layout.type_script) { return inner }
+            if let inner = field(found.tagged, offset), isType(inner, layout.pointee.type_script) { return inner }
             offset &+= 8
         }
         return nil
@@ -115,13 +120,14 @@ struct V8Memory {
 
     /// The bytecode behind a function, however it is compiled: in the function's data itself, or one or two objects
     /// further (baseline code, a code container, the interpreter's data).
+    @inline(never)
     func bytecode(ofShared shared: UInt64) -> UInt64? { bytecode(in: shared, words: 5, depth: 3) }
 
     private func bytecode(in tagged: UInt64, words: Int32, depth: Int) -> UInt64? {
         var index: Int32 = 1
         while index <= words {
             if let inner = field(tagged, index &* 8), let found = object(inner) {
-                if found.type == layout.type_bytecode { return found.tagged }
+                if found.type == layout.pointee.type_bytecode { return found.tagged }
                 if depth > 0, isContainer(found.type),
                     let deeper = bytecode(in: found.tagged, words: 6, depth: depth &- 1)
                 {
@@ -134,13 +140,13 @@ struct V8Memory {
     }
 
     private func isContainer(_ type: Int32) -> Bool {
-        type == layout.type_code || (type == layout.type_code_data_container && type != 0)
-            || (type == layout.type_interpreter_data && type != 0)
+        type == layout.pointee.type_code || (type == layout.pointee.type_code_data_container && type != 0)
+            || (type == layout.pointee.type_interpreter_data && type != 0)
     }
 
     /// Whether an address lies among V8's own builtins: the interpreter, not code made at run time.
     func isBuiltin(_ pc: UInt64) -> Bool {
-        (pc >= layout.text_low && pc < layout.text_high) || (pc >= builtins.low && pc < builtins.high)
+        (pc >= layout.pointee.text_low && pc < layout.pointee.text_high) || (pc >= builtins.low && pc < builtins.high)
     }
 }
 

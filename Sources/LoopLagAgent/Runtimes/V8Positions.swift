@@ -10,18 +10,21 @@ extension V8Memory {
     private static var longestTable: UInt64 { 1 << 18 }
 
     /// The source position of the bytecode at `offset`, or of the function's first one (`nil`).
+    @inline(never)
     func position(inBytecode bytecode: UInt64, offset: UInt64?, _ buffer: UnsafeMutablePointer<UInt8>, _ capacity: Int)
         -> UInt64?
     {
-        guard let table = field(bytecode, layout.bytecode_positions), let found = object(table),
-            found.type == layout.type_byte_array
-                || (layout.type_trusted_byte_array != 0 && found.type == layout.type_trusted_byte_array),
-            let lengthWord = field(found.tagged, layout.fixed_array_length), Self.isInteger(lengthWord)
+        guard let table = field(bytecode, layout.pointee.bytecode_positions), let found = object(table),
+            found.type == layout.pointee.type_byte_array
+                || (layout.pointee.type_trusted_byte_array != 0
+                    && found.type == layout.pointee.type_trusted_byte_array),
+            let lengthWord = field(found.tagged, layout.pointee.fixed_array_length), Self.isInteger(lengthWord)
         else { return nil }
         let length = lengthWord &>> 32
         guard length > 0, length <= Self.longestTable else { return nil }
         var source = V8ByteSource(
-            at: found.tagged &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.byte_array_data)), count: length, buffer,
+            at: found.tagged &- 1 &+ UInt64(truncatingIfNeeded: Int64(layout.pointee.byte_array_data)), count: length,
+            buffer,
             capacity)
         // Counted from the function's entry, which lies one before its first bytecode.
         var code: Int64 = -1
@@ -43,11 +46,12 @@ extension V8Memory {
         return (UInt64(bitPattern: result) &>> 1) & 0x3fff_ffff
     }
 
+    @inline(never)
     func place(_ position: UInt64, inScript script: UInt64, _ known: inout V8LineCache)
         -> (line: UInt32, column: UInt32)?
     {
         // `position` counts from 1: 0 is "nowhere".
-        guard position > 0, let source = field(script, layout.script_source) else { return nil }
+        guard position > 0, let source = field(script, layout.pointee.script_source) else { return nil }
         if let place = known.find(script, source, position) { return place }
         var line: UInt32 = 0
         var column: UInt32 = 0

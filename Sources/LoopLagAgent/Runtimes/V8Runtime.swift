@@ -13,12 +13,18 @@
 
 import CLoopLag
 
+/// A place in a script, both numbers from 1; not exact = where the function begins.
+struct V8Place {
+    var line: UInt32
+    var column: UInt32
+    var isExact: Bool
+}
+
 struct V8Runtime {
-    private static let interruptTimeout: UInt64 = 15_000_000
-    /// From then on an answer is marked: the thread may have gone on to something else.
-    private static let lateAfter: UInt64 = 8_000_000
+    /// An answer that comes later is dropped, and the registers' copy stands: the thread may have gone on to something else.
+    private static let interruptTimeout: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
-    static let bufferBytes = 4096
+    private static let bufferBytes = 4096
     private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
     private static let framesBytes = V8Walk.limit &* MemoryLayout<V8Frame>.stride
 
@@ -30,13 +36,13 @@ struct V8Runtime {
     }
 
     private let header: UnsafeMutablePointer<lag_header>
-    private(set) var layout: lag_v8_layout?
+    private(set) var layout: UnsafePointer<lag_v8_layout>?
     let frames: UnsafeMutablePointer<V8Frame>
-    let buffer: UnsafeMutablePointer<UInt8>
+    private let buffer: UnsafeMutablePointer<UInt8>
     let name: UnsafeMutablePointer<UInt8>
     private let memory: UnsafeMutableRawPointer
     private let cache: UnsafeMutableRawPointer
-    var lines: V8LineCache
+    private var lines: V8LineCache
     var check = V8Check()
     private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024 &+ cacheBytes
     /// Where c_entry_fp lies in an isolate; 0 = not found yet.
@@ -58,7 +64,7 @@ struct V8Runtime {
             to: UInt8.self, capacity: 1024)
         cache = memory + (Self.memoryBytes &- Self.cacheBytes)
         lines = V8LineCache(cache + V8Memory.cacheBytes)
-        layout = lag_v8_has_traces() ? lag_v8_layout()?.pointee : nil
+        layout = lag_v8_has_traces() ? lag_v8_layout() : nil
         if layout == nil { refuse() }
     }
 
@@ -105,7 +111,8 @@ struct V8Runtime {
             judge(answer, below, slot, generation, stackHigh: loop.pointee.stack_high)
         }
         way = .answer(answer)
-        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.lateAfter {
+        // Served in the moment in which it was given up: it blames nobody.
+        if below.pointee.time_ns &- answer.pointee.asked_ns > Self.interruptTimeout {
             sample.flags |= UInt16(LAG_SAMPLE_LATE)
         }
         sample.method = UInt8(LAG_SAMPLE_INTERRUPT)
@@ -140,7 +147,7 @@ struct V8Runtime {
             var i = 1
             while i < 4 {
                 let function = words.load(fromByteOffset: i &* 8, as: UInt64.self)
-                if function >= layout.text_low, function < layout.text_high {
+                if function >= layout.pointee.text_low, function < layout.pointee.text_high {
                     return NativeCall(stackPointer: sp &- 8, programCounter: function, framePointer: fp)
                 }
                 i &+= 1
@@ -151,8 +158,8 @@ struct V8Runtime {
             framePointer: frame.load(fromByteOffset: 16, as: UInt64.self))
     }
 
-    private func isBuiltin(_ pc: UInt64, _ layout: lag_v8_layout) -> Bool {
-        (pc >= layout.text_low && pc < layout.text_high) || (pc >= builtins.low && pc < builtins.high)
+    private func isBuiltin(_ pc: UInt64, _ layout: UnsafePointer<lag_v8_layout>) -> Bool {
+        (pc >= layout.pointee.text_low && pc < layout.pointee.text_high) || (pc >= builtins.low && pc < builtins.high)
     }
 
     /// Whether the thread left JavaScript for native code, and at which frame.
@@ -183,11 +190,19 @@ struct V8Runtime {
     }
 
     /// What a walk of this copy reads by.
+    @inline(never)
+    private func reader(
+        _ capture: UnsafePointer<lag_capture>, _ layout: UnsafePointer<lag_v8_layout>, stackHigh: UInt64
+    ) -> V8Memory {
+        V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
+    }
+
     mutating func read(
-        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: lag_v8_layout, stackHigh: UInt64
+        _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: UnsafePointer<lag_v8_layout>,
+        stackHigh: UInt64
     ) -> V8Memory {
         findBuiltins(of: isolate)
-        return V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
+        return reader(capture, layout, stackHigh: stackHigh)
     }
 
     private mutating func findBuiltins(of isolate: UInt64) {
@@ -222,7 +237,7 @@ struct V8Runtime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         guard let layout else { return }
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins, cache: cache)
+        let memory = reader(capture, layout, stackHigh: loop.pointee.stack_high)
         var walk = V8Walk(memory, frames)
         switch way {
         case .none: return
@@ -263,21 +278,28 @@ struct V8Runtime {
         if let script = memory.script(ofShared: frame.shared) {
             count = scriptName(script, memory)
             if count > 0 { out.file = fileText(name, count, &section) }
-            var position: UInt64?
-            if frame.isInterpreted {
-                position = memory.position(
-                    inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes)
-            }
-            if position == nil, let bytecode = memory.bytecode(ofShared: frame.shared) {
-                position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
-                out.flags |= UInt16(LAG_FRAME_APPROXIMATE)
-            }
-            if let position, let place = memory.place(position, inScript: script, &lines) {
+            if let place = place(of: frame, inScript: script, memory) {
                 out.line = place.line
                 out.column = place.column
+                if !place.isExact { out.flags |= UInt16(LAG_FRAME_APPROXIMATE) }
             }
         }
         return section.add(out)
+    }
+
+    /// Where the interpreter is in the function, else where the function begins.
+    @inline(never)
+    mutating func place(of frame: V8Frame, inScript script: UInt64, _ memory: V8Memory) -> V8Place? {
+        var isExact = frame.isInterpreted
+        var position =
+            isExact
+            ? memory.position(inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes) : nil
+        if position == nil, let bytecode = memory.bytecode(ofShared: frame.shared) {
+            position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
+            isExact = false
+        }
+        guard let position, let place = memory.place(position, inScript: script, &lines) else { return nil }
+        return V8Place(line: place.line, column: place.column, isExact: isExact)
     }
 
     /// V8's own stack trace, with the stack addresses of the walked frames: an inlined function lies in the frame of the
@@ -350,17 +372,18 @@ struct V8Runtime {
 
     @inline(never)
     func functionName(_ shared: UInt64, _ memory: V8Memory, inferred: Bool) -> Int {
-        guard let value = memory.field(shared, memory.layout.shared_name) else { return 0 }
+        guard let value = memory.field(shared, memory.layout.pointee.shared_name) else { return 0 }
         let direct = lag_v8_string(value, name, 256)
         if direct > 0 { return direct }
         // A function that keeps its scope keeps its name there: behind the names of its variables and what is known of
         // each; the function's own name first, then the one that was guessed for it.
-        guard let scope = memory.object(value), scope.type == memory.layout.type_scope_info,
-            let locals = memory.field(scope.tagged, 8 &+ memory.layout.scope_locals &* 8), V8Memory.isInteger(locals)
+        guard let scope = memory.object(value), scope.type == memory.layout.pointee.type_scope_info,
+            let locals = memory.field(scope.tagged, 8 &+ memory.layout.pointee.scope_locals &* 8),
+            V8Memory.isInteger(locals)
         else { return 0 }
         let count = locals &>> 32
         guard count < 75 else { return 0 }
-        var index = memory.layout.scope_first &+ Int32(truncatingIfNeeded: count) &* 2
+        var index = memory.layout.pointee.scope_first &+ Int32(truncatingIfNeeded: count) &* 2
         let end = index &+ (inferred ? 4 : 3)
         while index < end {
             if let slot = memory.field(scope.tagged, 8 &+ index &* 8) {
@@ -374,7 +397,7 @@ struct V8Runtime {
 
     @inline(never)
     func scriptName(_ script: UInt64, _ memory: V8Memory) -> Int {
-        guard let value = memory.field(script, memory.layout.script_name) else { return 0 }
+        guard let value = memory.field(script, memory.layout.pointee.script_name) else { return 0 }
         let count = lag_v8_string(value, name, 1024)
         return count > 0 ? count : 0
     }

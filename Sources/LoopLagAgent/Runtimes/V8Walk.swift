@@ -41,9 +41,9 @@ struct V8Walk {
     /// What kind of frame this is, for those that V8 marks; nil for a JavaScript frame, which has its context there.
     @inline(never)
     private func marker(_ fp: UInt64) -> Int32? {
-        guard let value = memory.word(fp, memory.layout.fp_context), value & 1 == 0 else { return nil }
+        guard let value = memory.word(fp, memory.layout.pointee.fp_context), value & 1 == 0 else { return nil }
         let type = value &>> 1
-        return type > 0 && type <= UInt64(truncatingIfNeeded: memory.layout.frame_last) &+ 8
+        return type > 0 && type <= UInt64(truncatingIfNeeded: memory.layout.pointee.frame_last) &+ 8
             ? Int32(truncatingIfNeeded: type) : nil
     }
 
@@ -52,14 +52,14 @@ struct V8Walk {
     func isExit(_ fp: UInt64) -> Bool {
         guard isOnStack(fp), let type = marker(fp) else { return false }
         let layout = memory.layout
-        return type == layout.frame_exit || type == layout.frame_builtin_exit
-            || (layout.frame_api_callback_exit != 0 && type == layout.frame_api_callback_exit)
-            || (layout.frame_api_accessor_exit != 0 && type == layout.frame_api_accessor_exit)
+        return type == layout.pointee.frame_exit || type == layout.pointee.frame_builtin_exit
+            || (layout.pointee.frame_api_callback_exit != 0 && type == layout.pointee.frame_api_callback_exit)
+            || (layout.pointee.frame_api_accessor_exit != 0 && type == layout.pointee.frame_api_accessor_exit)
     }
 
     private func isEntry(_ fp: UInt64) -> Bool {
         guard let type = marker(fp) else { return false }
-        return type == memory.layout.frame_entry || type == memory.layout.frame_construct_entry
+        return type == memory.layout.pointee.frame_entry || type == memory.layout.pointee.frame_construct_entry
     }
 
     /// - Parameters:
@@ -113,19 +113,19 @@ struct V8Walk {
 
     private func javaScript(_ fp: UInt64, _ pc: UInt64, _ register: UInt64?) -> V8Frame? {
         let layout = memory.layout
-        guard let context = memory.word(fp, layout.fp_context), V8Memory.isObject(context),
-            let function = memory.word(fp, layout.fp_function), V8Memory.isObject(function),
+        guard let context = memory.word(fp, layout.pointee.fp_context), V8Memory.isObject(context),
+            let function = memory.word(fp, layout.pointee.fp_function), V8Memory.isObject(function),
             let shared = memory.shared(ofFunction: function)
         else { return nil }
         var frame = V8Frame(
             fp: fp, shared: shared, function: function, bytecode: 0, offset: 0, isInterpreted: false, isEntry: false)
         // Code made at run time may leave an old interpreter's slots in place: only a return into V8's own builtins
         // makes them true.
-        guard memory.isBuiltin(pc), let bytecode = memory.word(fp, layout.fp_bytecode_array),
-            let found = memory.object(bytecode), found.type == layout.type_bytecode,
-            let slot = memory.word(fp, layout.fp_bytecode_offset), V8Memory.isInteger(slot)
+        guard memory.isBuiltin(pc), let bytecode = memory.word(fp, layout.pointee.fp_bytecode_array),
+            let found = memory.object(bytecode), found.type == layout.pointee.type_bytecode,
+            let slot = memory.word(fp, layout.pointee.fp_bytecode_offset), V8Memory.isInteger(slot)
         else { return frame }
-        let header = UInt64(truncatingIfNeeded: Int64(layout.bytecode_data)) &- 1
+        let header = UInt64(truncatingIfNeeded: Int64(layout.pointee.bytecode_data)) &- 1
         let raw = register ?? (slot &>> 32)
         guard raw >= header, raw &- header < 1 << 28 else { return frame }
         frame.bytecode = found.tagged

@@ -62,6 +62,12 @@ public final class InspectorRoute {
 
     public static func isNode(_ facts: ProcessFacts) -> Bool { NodeProcess(facts: facts) != nil }
 
+    /// The primary of a cluster asks every worker to open its inspector, too, as soon as its own does; all of them on one
+    /// port. It is not to be entered this way; its workers are.
+    public static func isClusterPrimary(_ facts: ProcessFacts, children: [Int32]) -> Bool {
+        isNode(facts) && children.contains { ProcessFacts.environment(pid: $0)["NODE_UNIQUE_ID"] != nil }
+    }
+
     /// The path by which the process loads the object: that of an agent in it, else ours.
     private static func object(_ agent: AgentObject, pid: Int32) throws(InjectError) -> String {
         guard let map = MemoryMap.read(pid: pid) else {

@@ -18,7 +18,9 @@ enum AgentLoading {
     /// What the agent is told. Our own environment, and the threshold that was asked for.
     static func variables(threshold: Duration?) -> [String: String] {
         var found: [String: String] = [:]
-        for name in ["LOOPLAG_THRESHOLD", "LOOPLAG_DIR", "LOOPLAG_WAITS", "LOOPLAG_SIGNAL", "LOOPLAG_STACKS"] {
+        for name in [
+            "LOOPLAG_THRESHOLD", "LOOPLAG_DIR", "LOOPLAG_WAITS", "LOOPLAG_SIGNAL", "LOOPLAG_STACKS", "LOOPLAG_BUDGET",
+        ] {
             if let value = getenv(name), value.pointee != 0 { found[name] = String(cString: value) }
         }
         if let threshold { found["LOOPLAG_THRESHOLD"] = DurationArgument.format(threshold) }

@@ -6,6 +6,7 @@
 /// goes in at the next wait. Children that wait for events get an agent too, also those born later; shells and helpers
 /// do not. It prints nothing but what --verbose asks for.
 
+import ArgumentParser
 import Glibc
 import LoopLagAttach
 import LoopLagDiagnosis
@@ -44,6 +45,7 @@ final class Attaching {
     static func prepare(
         pids: [Int32], options: AttachOptions, threshold: Duration, userCode: [String] = []
     ) throws -> Attaching {
+        if options.node.requests, pids.isEmpty { throw ValidationError("--requests needs a process id") }
         let attaching = Attaching(options: options, threshold: threshold, userCode: userCode)
         do {
             for pid in pids { try attaching.begin(pid) }
@@ -109,7 +111,9 @@ final class Attaching {
             return
         }
         // One that is measured already is only told to follow its requests.
-        if options.node.requests, !options.noAttach { try enter(pid, after: nil, within: options.wait) }
+        if options.node.requests, !options.noAttach, !leavesOut(pid, after: nil) {
+            try enter(pid, after: nil, within: options.wait)
+        }
         if !options.noChildren && !options.noAttach { attachChildren(of: pid) }
     }
 
@@ -123,10 +127,13 @@ final class Attaching {
     private func load(_ pid: Int32) throws(Failure) {
         let image = try agentImage()
         let injector: Injector
-        if options.node.requests { return target(try enter(pid, after: nil, within: options.wait)) }
+        if options.node.requests, !leavesOut(pid, after: nil) {
+            return target(try enter(pid, after: nil, within: options.wait))
+        }
         do throws(InjectError) {
             injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold)
         } catch {
+            if leavesOut(pid, after: error) { return }
             return target(try enter(pid, after: error, within: options.wait))
         }
         targets.append(Target(identity: injector.facts.identity, name: injector.name))
@@ -142,6 +149,17 @@ final class Attaching {
         // A prefork master waits for signals only and is no server itself.
         let hasServers = !options.noChildren && SegmentDiscovery.children(of: pid).contains(where: LoopHost.isLikely)
         if !hasServers { pending.append(attempt) }
+    }
+
+    /// A cluster's primary is entered by tracing or not at all, as long as its workers are.
+    private func leavesOut(_ pid: Int32, after refusal: InjectError?) -> Bool {
+        guard !options.noChildren else { return false }
+        guard let refusal else { return InspectorLoading.isPrimary(pid) }
+        guard case .notPermitted = refusal, InspectorLoading.leavesOut(pid) else { return false }
+        if let facts = try? ProcessFacts.read(pid: pid) {
+            targets.append(Target(identity: facts.identity, name: LoopHost.name(pid)))
+        }
+        return true
     }
 
     private func target(_ entry: InspectorLoading.Entry) {
@@ -169,6 +187,7 @@ final class Attaching {
             guard let found = try attempt.attempt(now: now) else { return false }
             success = found
         } catch {
+            if leavesOut(pid, after: error) { return true }
             try enter(pid, after: error, within: Self.laterLimit)
             return true
         }

@@ -19,6 +19,24 @@ struct InspectorLoading {
         var wasRunning: Bool
     }
 
+    static func isNode(_ pid: Int32) -> Bool {
+        (try? ProcessFacts.read(pid: pid)).map(InspectorRoute.isNode) ?? false
+    }
+
+    static func isPrimary(_ pid: Int32) -> Bool {
+        guard let facts = try? ProcessFacts.read(pid: pid) else { return false }
+        return InspectorRoute.isClusterPrimary(facts, children: SegmentDiscovery.children(of: pid))
+    }
+
+    /// Whether the process is better left out, and its workers entered instead; says so.
+    static func leavesOut(_ pid: Int32) -> Bool {
+        guard isPrimary(pid) else { return false }
+        Console.error(
+            "\(pid) (\(LoopHost.name(pid))) is left out: it is the primary of a cluster, and its inspector would open those"
+                + " of all its workers on one port; they are entered one by one")
+        return true
+    }
+
     /// - Parameter refusal: why the process cannot be entered by tracing it; nil where that was not tried. Anything but a
     ///   missing permission is thrown as it is.
     func enter(_ pid: Int32, after refusal: InjectError?, within limit: Duration) throws(Failure) -> Entry {

@@ -43,8 +43,8 @@ enum Degradation {
                 + " descriptors it does not own"
         ),
         "budget": (
-            "the agent is over its budget of 1 % of a core and looks less often",
-            "raise the threshold (--threshold), so that it wakes up less"
+            "the agent is over its budget (1 % of a core unless LOOPLAG_BUDGET says otherwise) and looks less often",
+            "raise the threshold (--threshold), so that it wakes up less, or start the server with LOOPLAG_BUDGET=5"
         ),
         "modules-full": (
             "more loaded objects than the module table holds: some frames are bare addresses",

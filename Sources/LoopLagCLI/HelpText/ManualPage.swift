@@ -60,9 +60,10 @@ enum ManualPage {
             "The agent object, where it lies neither beside looplag nor in ../lib.", ".TP", #"\fBLOOPLAG_DEMO\fR"#,
             "The demo's server, where it lies neither beside looplag nor in ../libexec or ../bin.", ".TP",
             #"\fBLOOPLAG_THRESHOLD\fR, \fBLOOPLAG_DIR\fR, \fBLOOPLAG_WAITS\fR, \fBLOOPLAG_STACKS\fR, "#
-                + #"\fBLOOPLAG_SIGNAL\fR, \fBLOOPLAG_DISABLE\fR"#,
+                + #"\fBLOOPLAG_SIGNAL\fR, \fBLOOPLAG_BUDGET\fR, \fBLOOPLAG_DISABLE\fR"#,
             "Read by the agent in the server: the threshold, the folder of its segment, the waits it measures",
-            "(epoll,poll), 0 for no stacks, the realtime signal, 1 for no agent at all.", ".TP", #"\fBNO_COLOR\fR"#,
+            "(epoll,poll), 0 for no stacks, the realtime signal, the per cent of one core that it may use before it",
+            "looks less often (1), 1 for no agent at all.", ".TP", #"\fBNO_COLOR\fR"#,
             "No colours.",
         ]
         return page.joined(separator: "\n") + "\n"

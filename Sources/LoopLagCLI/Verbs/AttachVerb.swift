@@ -65,7 +65,9 @@ struct AttachVerb: ParsableCommand {
 
     private func attach(_ pid: Int32, _ image: AgentImage, limit: Duration) throws(Failure) {
         let inspector = InspectorLoading(options: node, threshold: threshold.given)
-        if node.requests {
+        if node.requests, pids.contains(pid) || InspectorLoading.isNode(pid),
+            noChildren || !InspectorLoading.isPrimary(pid)
+        {
             _ = try inspector.enter(pid, after: nil, within: limit)
             return
         }
@@ -79,6 +81,7 @@ struct AttachVerb: ParsableCommand {
             injector = try AgentLoading.injector(pid: pid, image: image, threshold: threshold.given)
             success = try injector.attach(within: limit)
         } catch {
+            if case .notPermitted = error, !noChildren, InspectorLoading.leavesOut(pid) { return }
             _ = try inspector.enter(pid, after: error, within: limit)
             return
         }

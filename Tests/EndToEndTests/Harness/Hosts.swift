@@ -129,6 +129,17 @@ extension Host {
         }
     }
 
+    /// asyncio's own server, in any CPython.
+    static func plainPython(_ python: String, environment: [String: String]) throws -> Host {
+        let child = try Child([python, Tools.host("plain.py")], environment: environment)
+        return try starting(child) {
+            let port = try child.wait(forOutput: #"listening on http=(\d+)"#)
+            let host = Host(child: child, address: .port(Int(port) ?? 0))
+            try host.waitUntilItServes("/ok")
+            return host
+        }
+    }
+
     /// Prefork; uvloop is loaded by each worker after the fork.
     static func gunicorn(
         workers: Int, application: String = "asgi:app", workerClass: String = "UvicornWorker",

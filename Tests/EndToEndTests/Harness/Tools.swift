@@ -28,7 +28,10 @@ enum Tools {
     static var repository: URL { hosts.deletingLastPathComponent().deletingLastPathComponent() }
 
     static func looplag() throws -> String { try product("looplag") }
-    static func agent() throws -> String { try product("liblooplag-agent.so") }
+    /// LOOPLAG_TEST_AGENT names another object, such as one that samples every millisecond.
+    static func agent() throws -> String {
+        try ProcessInfo.processInfo.environment["LOOPLAG_TEST_AGENT"] ?? product("liblooplag-agent.so")
+    }
     static func demo() throws -> String { try product("looplag-demo") }
 
     private static func product(_ name: String) throws -> String {
@@ -48,6 +51,9 @@ enum Tools {
         }
         return path
     }
+
+    /// One that a machine may do without; the test says so then.
+    static func optional(_ name: String) -> String? { try? installed(name) }
 
     private static let installed: [String: String] = {
         let environment = ProcessInfo.processInfo.environment

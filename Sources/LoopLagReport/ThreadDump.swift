@@ -174,7 +174,8 @@ public enum DumpText {
         }
         if let depth = pool.queueDepth { facts.append("\(depth.last) queued") }
         if let wait = pool.queueWaitP99 {
-            facts.append("wait p99 \(PlainText.duration(nanoseconds: wait.nanosecondCount))")
+            let how = pool.queueWaitMethod == .estimate ? " (estimated)" : ""
+            facts.append("wait p99 \(PlainText.duration(nanoseconds: wait.nanosecondCount))\(how)")
         }
         if pool.method == .estimate { facts.append("estimated") }
         return PlainText.printable("pool \(name)  \(facts.joined(separator: ", "))")

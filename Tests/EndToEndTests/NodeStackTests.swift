@@ -95,7 +95,10 @@ extension EndToEnd {
                     let request = isMain && name != "tick" ? "/block/\(name)" : nil
                     #expect(stall.request?.path == request, "\(node) \(name)")
                     #expect(stall.request?.method == request.map { _ in "GET" })
-                    #expect(stall.phase == (name == "tick" ? "nextTick" : "poll"), "\(node) \(name)")
+                    // Of a stripped libnode only what JavaScript's frames tell: unknown is absent.
+                    let phase = name == "tick" ? "nextTick" : "poll"
+                    let isStripped = node == "NODE_DEBIAN" && stall.phase == nil
+                    #expect(stall.phase == phase || isStripped, "\(node) \(name)")
                 }
             }
             try expectPool(first, node)

@@ -65,7 +65,7 @@ extension EndToEnd {
                 "\(loop): jobs waited \(truth.map(\.inMilliseconds)); read p50 \(median.inMilliseconds), "
                     + "max \(longest.inMilliseconds)")
             #expect(pool.threads == 2)
-            #expect(pool.method == .estimate)
+            #expect(pool.method == .exact && wait.method == .estimate)
             // Looked at every 20 ms; a busy machine looks later.
             let late = Duration.nanoseconds(report.processes.first?.agent.cpuNS ?? 0)
             let allowed = Duration.milliseconds(45) + late

@@ -16,7 +16,7 @@ const { setTimeout: later } = require('node:timers/promises');
 const { isMainThread, Worker, parentPort } = require('node:worker_threads');
 const zlib = require('node:zlib');
 
-const milliseconds = 30;
+const milliseconds = 45;
 
 function spin() {
   const end = process.hrtime.bigint() + BigInt(milliseconds) * 1000000n;

@@ -18,6 +18,24 @@ struct CulpritTests {
         Frame(function: function, kind: .python, file: file, line: line)
     }
 
+    @Test("Of several requests in one iteration the one is named that most samples are of, and else none")
+    func sharedIteration() {
+        func request(_ paths: [String?]) -> String? {
+            let samples = paths.map { path in
+                var sample = makeSample(
+                    frames: [Self.script("spin", line: 1)])
+                sample.request = path.map { ReportStall.Request(method: "GET", path: $0) }
+                return sample
+            }
+            return diagnose(makeStall(), samples: samples, executable: "/usr/bin/node", userCode: []).request?.path
+        }
+        #expect(request(["/a", "/a", "/b"]) == "/a")
+        #expect(request(["/a", "/b"]) == nil)
+        #expect(request(["/a", nil]) == "/a")
+        #expect(request(["/a", nil, nil]) == nil)
+        #expect(request(["/a", "/a", nil, "/b", "/b"]) == nil)
+    }
+
     @Test("A sample that was served late blames nobody, however many there are")
     func late() {
         let block = Self.script("block", line: 7)

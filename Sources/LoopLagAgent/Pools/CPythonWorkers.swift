@@ -11,7 +11,6 @@ struct CPythonWorkers {
     /// One that has not come to its frame by then is looked at again now and then.
     private static let examinations: UInt32 = 30
     private static let laterExaminations: UInt32 = 32
-    private static let localsSearched: UInt64 = 12
     static let bytes: Int = known &* MemoryLayout<Worker>.stride
 
     enum Kind {
@@ -131,12 +130,12 @@ struct CPythonWorkers {
                 continue
             }
             if memory.isText(name, "_worker") {
-                guard let queue = local("work_queue", of: code),
+                guard let queue = local("work_queue"),
                     let object = value(address, code, queue), memory.isNamed(object, "_queue.SimpleQueue")
                 else { continue }
                 list[index].kind = .executor
                 list[index].queue = object
-                list[index].job = local("work_item", of: code) ?? 0
+                list[index].job = local("work_item") ?? 0
             } else if memory.isText(name, "run") {
                 guard memory.isNamed(frames.reference(bytes, layout.pointee.frameLocals), "WorkerThread") else {
                     continue
@@ -152,15 +151,14 @@ struct CPythonWorkers {
         }
     }
 
-    /// Where a function's frames have this local; nil = nowhere.
-    private func local(_ name: StaticString, of code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ layout.pointee.codeLocalNames), let count = memory.word(names &+ 16)
-        else {
-            return nil
-        }
-        var i: UInt64 = 0
-        while i < count, i < Self.localsSearched {
-            if memory.isText(frames.localName(names, i) ?? 0, name) { return layout.pointee.frameLocals &+ i &* 8 }
+    /// Where the frames of the function that was looked at last have this local; nil = nowhere.
+    private func local(_ name: StaticString) -> UInt64? {
+        let names = frames.localNames()
+        var i = 0
+        while i < names.count {
+            if memory.isText(names[i], name) {
+                return layout.pointee.frameLocals &+ UInt64(truncatingIfNeeded: i) &* 8
+            }
             i &+= 1
         }
         return nil
@@ -187,8 +185,8 @@ struct CPythonWorkers {
         var i: UInt32 = 0
         while i < copy.pointee.count, lag_python_frame_address(copy, i) != worker.frame { i &+= 1 }
         guard i < copy.pointee.count else { return false }
-        guard i > 0, let called = frames.code(lag_python_frame(copy, i &- 1)) else { return true }
-        return !memory.isText(memory.word(called &+ layout.pointee.codeName) ?? 0, "get")
-            || !frames.isIn(called, "/queue.py")
+        guard i > 0, frames.code(lag_python_frame(copy, i &- 1)) != nil else { return true }
+        return !memory.isText(frames.codeField(layout.pointee.codeName), "get")
+            || !frames.isIn("/queue.py")
     }
 }

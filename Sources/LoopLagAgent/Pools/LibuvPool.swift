@@ -55,8 +55,15 @@ struct LibuvPool {
             waits.look(queue, count: 0, now: now)
             return UInt64.max
         }
-        let fast = walk(statics.queue, mark: statics.slowMark, from: 0)
-        let all = walk(statics.slowQueue, mark: 0, from: fast)
+        var fast = -1
+        var all = -1
+        var tries = 3
+        while all < 0, tries > 0 {
+            tries &-= 1
+            fast = walk(statics.queue, mark: statics.slowMark, from: 0)
+            all = fast < 0 ? fast : walk(statics.slowQueue, mark: 0, from: fast)
+        }
+        guard all >= 0 else { return now &+ Self.busyPeriod }
         let depth = Int64(truncatingIfNeeded: all)
         waits.look(queue, count: fast, now: now)
         publish(
@@ -70,20 +77,22 @@ struct LibuvPool {
         return lag_safe_read(address, &value, 4) == 4 ? Int64(value) : nil
     }
 
-    /// Puts the addresses of what waits into `queue`, behind the `from` that are there; the new count.
+    /// Puts the addresses of what waits into `queue`, behind the `from` that are there; the new count, or -1 where a job
+    /// was taken out of the queue under the walk: it points at itself then, and what was behind it has not been seen.
     private func walk(_ head: UInt64, mark: UInt64, from: Int) -> Int {
         guard head != 0 else { return from }
         var count = from
         var node: UInt64 = 0
-        guard lag_safe_read(head, &node, 8) == 8 else { return from }
+        guard lag_safe_read(head, &node, 8) == 8 else { return -1 }
         var left = Self.longestQueue
-        while node != head, node != 0, count < Self.longestQueue, left > 0 {
+        while node != head, count < Self.longestQueue, left > 0 {
             // The mark stands for the queue of slow work, which is counted by itself.
             if node != mark {
                 queue[count] = node
                 count &+= 1
             }
-            guard lag_safe_read(node, &node, 8) == 8 else { break }
+            let before = node
+            guard lag_safe_read(before, &node, 8) == 8, node != before, node != 0 else { return -1 }
             left &-= 1
         }
         return count

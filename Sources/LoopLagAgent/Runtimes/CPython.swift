@@ -289,7 +289,7 @@ struct CPython {
             // A code object that has gone since is no disagreement, nor is its line.
             if let code = frames.code(bytes) {
                 guard let place = frames.instruction(code, bytes) else { return false }
-                if case .at(let line) = frames.line(code, place), line != lag_python_check_line(answer, i) {
+                if case .at(let line) = frames.line(place), line != lag_python_check_line(answer, i) {
                     return false
                 }
             }

@@ -11,13 +11,16 @@ struct CPythonFrames {
     private static let textBytes = 512
     /// The layout comes first: everything that reads the interpreter shares this one by its address.
     private static let layoutBytes = MemoryLayout<CPythonLayout>.stride
-    static let scratchBytes = layoutBytes &+ chunkBytes &+ textBytes
+    /// What is read of a code object: its own fields, and not the code behind them.
+    private static let codeBytes = 216
+    static let scratchBytes = layoutBytes &+ chunkBytes &+ textBytes &+ codeBytes
 
     let layout: UnsafePointer<CPythonLayout>
     let memory: CPythonMemory
     private let codeType: UInt64
     private let chunk: UnsafeMutablePointer<UInt8>
     private let text: UnsafeMutablePointer<UInt8>
+    private let codeFields: UnsafeMutablePointer<UInt8>
 
     /// - Parameter scratch: `scratchBytes` of memory that nobody else uses.
     init(_ layout: CPythonLayout, _ scratch: UnsafeMutableRawPointer) {
@@ -28,6 +31,7 @@ struct CPythonFrames {
         codeType = lag_python_found().pointee.code_type
         chunk = (scratch + Self.layoutBytes).assumingMemoryBound(to: UInt8.self)
         text = chunk + Self.chunkBytes
+        codeFields = text + Self.textBytes
     }
 
     /// A field of a copied frame.
@@ -47,23 +51,45 @@ struct CPythonFrames {
         layout.pointee.minor >= 12 && frame[Int(truncatingIfNeeded: layout.pointee.frameOwner)] >= 3
     }
 
-    /// The frame's code object; nil for a shim and for what is none.
+    /// The frame's code object; nil for a shim and for what is none. Its fields are read with it, in one piece.
     @inline(never)
     func code(_ frame: UnsafePointer<UInt8>) -> UInt64? {
         guard !isShim(frame) else { return nil }
         let code = reference(frame, layout.pointee.frameCode)
-        return memory.isA(codeType, code) ? code : nil
+        guard code & 7 == 0, code != 0 else { return nil }
+        // An older version's object is shorter, and may be the last thing in its mapping.
+        let had = Int(lag_safe_read(code, codeFields, Self.codeBytes))
+        lag_zero(codeFields + had, Self.codeBytes &- had)
+        return codeType != 0 && codeField(8) == codeType ? code : nil
     }
 
-    /// The name of a code object's local variable; `names` is its tuple of them.
-    func localName(_ names: UInt64, _ index: UInt64) -> UInt64? {
-        memory.word(names &+ layout.pointee.tupleItems &+ index &* 8)
-    }
-
-    /// Whether a code object's file has this ending.
+    /// A field of the code object that `code` gave last.
     @inline(never)
-    func isIn(_ code: UInt64, _ ending: StaticString) -> Bool {
-        let count = memory.text(memory.word(code &+ layout.pointee.codeFile) ?? 0, text, capacity: Self.textBytes)
+    func codeField(_ offset: UInt64) -> UInt64 {
+        guard offset &+ 8 <= UInt64(Self.codeBytes) else { return 0 }
+        return UnsafeRawPointer(codeFields).loadUnaligned(
+            fromByteOffset: Int(truncatingIfNeeded: offset), as: UInt64.self)
+    }
+
+    /// The first names of local variables of the code object that `code` gave last; valid until a table is read.
+    @inline(never)
+    func localNames() -> UnsafeBufferPointer<UInt64> {
+        let items = Int(truncatingIfNeeded: layout.pointee.tupleItems)
+        let had = Int(lag_safe_read(codeField(layout.pointee.codeLocalNames), chunk, items &+ Self.namesLooked &* 8))
+        guard had >= items else { return UnsafeBufferPointer(start: nil, count: 0) }
+        let all = UnsafeRawPointer(chunk).loadUnaligned(fromByteOffset: 16, as: UInt64.self)
+        let read = (had &- items) / 8
+        return UnsafeBufferPointer(
+            start: UnsafeRawPointer(chunk + items).assumingMemoryBound(to: UInt64.self),
+            count: all < UInt64(truncatingIfNeeded: read) ? Int(truncatingIfNeeded: all) : read)
+    }
+
+    private static let namesLooked = 15
+
+    /// Whether the file of the code object that `code` gave last has this ending.
+    @inline(never)
+    func isIn(_ ending: StaticString) -> Bool {
+        let count = memory.text(codeField(layout.pointee.codeFile), text, capacity: Self.textBytes)
         guard ending.hasPointerRepresentation, count >= ending.utf8CodeUnitCount else { return false }
         var parser = ByteParser(text, count: count, from: count &- ending.utf8CodeUnitCount)
         return parser.take(ending)
@@ -151,16 +177,16 @@ struct CPythonFrames {
         _ section: inout ManagedSection
     ) -> Bool {
         let nameAt = layout.pointee.codeQualifiedName != 0 ? layout.pointee.codeQualifiedName : layout.pointee.codeName
-        let nameBytes = memory.text(memory.word(code &+ nameAt) ?? 0, text, capacity: Self.textBytes)
+        let nameBytes = memory.text(codeField(nameAt), text, capacity: Self.textBytes)
         guard nameBytes > 0 else { return false }
         frame.function = section.text(text, nameBytes)
-        let fileBytes = memory.text(memory.word(code &+ layout.pointee.codeFile) ?? 0, text, capacity: Self.textBytes)
+        let fileBytes = memory.text(codeField(layout.pointee.codeFile), text, capacity: Self.textBytes)
         if fileBytes > 0 { frame.file = section.text(text, fileBytes) }
-        let flags = UInt32(bitPattern: memory.int32(code &+ layout.pointee.codeFlags) ?? 0)
+        let flags = UInt32(truncatingIfNeeded: codeField(layout.pointee.codeFlags))
         // CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
         if flags & 0x380 != 0 { frame.flags |= UInt16(LAG_FRAME_COROUTINE) }
         guard let place = instruction(code, bytes) else { return false }
-        switch line(code, place) {
+        switch line(place) {
         case .at(let line): frame.line = line
         case .beginning(let line):
             frame.line = line
@@ -180,7 +206,8 @@ struct CPythonFrames {
         case none
     }
 
-    /// The byte offset of the frame's instruction in its code, -1 ahead of the first; nil when it lies elsewhere.
+    /// The byte offset of the frame's instruction in its code, the one that `code` gave last: -1 ahead of the first; nil when
+    /// it lies elsewhere.
     func instruction(_ code: UInt64, _ frame: UnsafePointer<UInt8>) -> Int64? {
         let raw = field(frame, layout.pointee.frameInstruction)
         var offset: Int64
@@ -191,24 +218,29 @@ struct CPythonFrames {
         }
         offset = Int64(bitPattern: raw &- code &- layout.pointee.codeStart)
         if offset < 0 { return offset >= -2 ? -1 : nil }
-        guard let units = memory.word(code &+ 16), units < 1 &<< 25, UInt64(offset) < units &* 2 else { return nil }
-        return offset
+        let units = codeField(16)
+        return units < 1 &<< 25 && UInt64(offset) < units &* 2 ? offset : nil
     }
 
-    /// The content of a `bytes` object; valid until the next table is read.
-    func tableBytes(_ table: UInt64, _ size: UInt64) -> LineTableBytes {
-        LineTableBytes(memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size)
+    /// The content of a `bytes` object, read with its length as far as most are long; valid until the next table is read.
+    func tableBytes(_ table: UInt64) -> LineTableBytes? {
+        let had = Int(lag_safe_read(table &+ 16, chunk, Self.tableBytesAtOnce))
+        guard table != 0, had >= 16 else { return nil }
+        let size = UnsafeRawPointer(chunk).loadUnaligned(as: UInt64.self)
+        guard size < 1 &<< 24 else { return nil }
+        return LineTableBytes(
+            memory: chunk, capacity: Self.chunkBytes, at: table &+ 32, count: size, from: 16, held: had)
     }
 
-    /// The line of an instruction, by the version's own table.
-    func line(_ code: UInt64, _ instruction: Int64) -> Line {
-        guard let first = memory.int32(code &+ layout.pointee.codeFirstLine), first >= 0 else { return .none }
-        let start = UInt32(first)
+    private static let tableBytesAtOnce = 512
+
+    /// The line of an instruction of the code object that `code` gave last, by the version's own table.
+    func line(_ instruction: Int64) -> Line {
+        let first = Int32(truncatingIfNeeded: codeField(layout.pointee.codeFirstLine))
+        guard first >= 0 else { return .none }
+        let start = UInt32(bitPattern: first)
         guard instruction >= 0 else { return .at(start) }
-        guard let table = memory.word(code &+ layout.pointee.codeLines), let size = memory.word(table &+ 16),
-            size < 1 &<< 24
-        else { return .beginning(start) }
-        var bytes = tableBytes(table, size)
+        guard var bytes = tableBytes(codeField(layout.pointee.codeLines)) else { return .beginning(start) }
         switch layout.pointee.minor {
         case 9: return CPythonLines.notab(&bytes, first, instruction)
         case 10: return CPythonLines.ranges(&bytes, first, instruction)
@@ -226,11 +258,20 @@ struct LineTableBytes {
     private var position = 0
     private var held = 0
 
-    init(memory: UnsafeMutablePointer<UInt8>, capacity: Int, at: UInt64, count: UInt64) {
+    /// - Parameters:
+    ///   - from: where the content begins in the memory, if some of it has been read already.
+    ///   - held: up to where.
+    init(
+        memory: UnsafeMutablePointer<UInt8>, capacity: Int, at: UInt64, count: UInt64, from: Int = 0, held: Int = 0
+    ) {
         self.memory = memory
         self.capacity = capacity
-        self.at = at
-        left = count
+        position = from
+        let had = UInt64(truncatingIfNeeded: held &- from)
+        let taken = had < count ? had : count
+        self.held = from &+ Int(truncatingIfNeeded: taken)
+        self.at = at &+ taken
+        left = count &- taken
     }
 
     @inline(never)

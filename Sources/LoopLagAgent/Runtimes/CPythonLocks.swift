@@ -115,11 +115,10 @@ struct CPythonLocks {
             guard count > 0, count <= 20 else { return false }
             depth = UInt64(UInt32(bitPattern: memory.int32(address &+ blocks &+ count &* 12 &- 4) ?? 0))
         } else {
-            guard let place = frames.instruction(code, bytes), place >= 0,
-                let variables = memory.int32(code &+ layout.pointee.codeFirstLine &+ 4), variables >= 0
-            else { return false }
+            let variables = Int32(truncatingIfNeeded: frames.codeField(layout.pointee.codeFirstLine &+ 4))
+            guard let place = frames.instruction(code, bytes), place >= 0, variables >= 0 else { return false }
             stack = address &+ layout.pointee.frameLocals &+ UInt64(UInt32(bitPattern: variables)) &* 8
-            depth = frames.protectedDepth(code, UInt64(bitPattern: place) / 2)
+            depth = frames.protectedDepth(UInt64(bitPattern: place) / 2)
         }
         if depth > Self.slots { depth = Self.slots }
         while depth > 0 {
@@ -145,11 +144,8 @@ struct CPythonLocks {
 extension CPythonFrames {
     /// How much of its stack a frame is sure to have at this instruction (in units of two bytes): what its exception
     /// table says the nearest handler finds there. 0 outside of any (3.11 and later).
-    func protectedDepth(_ code: UInt64, _ instruction: UInt64) -> UInt64 {
-        guard let table = memory.word(code &+ 40), let size = memory.word(table &+ 16), size < 1 &<< 24 else {
-            return 0
-        }
-        var bytes = tableBytes(table, size)
+    func protectedDepth(_ instruction: UInt64) -> UInt64 {
+        guard var bytes = tableBytes(codeField(40)) else { return 0 }
         // Entries are ordered by where they begin; of nested ones only the innermost is written.
         while let start = CPythonLines.number(&bytes), let length = CPythonLines.number(&bytes),
             CPythonLines.number(&bytes) != nil, let depth = CPythonLines.number(&bytes)

@@ -43,20 +43,38 @@ struct CPythonMemory {
 
     /// Copies a `str` as UTF-8; the number of bytes, 0 when it is none or empty. Cut at `capacity`, never in a character.
     func text(_ address: UInt64, _ into: UnsafeMutablePointer<UInt8>, capacity: Int) -> Int {
-        var head: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
-        guard address & 7 == 0, address != 0, lag_safe_read(address, &head, 40) == 40 else { return 0 }
-        guard head.1 == lag_python_found().pointee.unicode_type else { return 0 }
-        let length = head.2
-        let state = UInt32(truncatingIfNeeded: head.4)
-        let bits = stateBits(state)
-        guard bits.isCompact, length > 0, length < 1 &<< 24 else { return 0 }
-        let wanted = Int(truncatingIfNeeded: length)
-        if bits.isASCII {
-            let count = wanted < capacity ? wanted : capacity
-            return Int(lag_safe_read(address &+ asciiBytes, into, count))
+        // Most texts are shorter than what is read with their head.
+        var block = Self.emptyBlock
+        return withUnsafeMutablePointer(to: &block) { raw in
+            let head = UnsafeMutableRawPointer(raw)
+            guard address & 7 == 0, address != 0 else { return 0 }
+            let had = Int(lag_safe_read(address, head, Self.blockBytes))
+            let start = Int(truncatingIfNeeded: asciiBytes)
+            guard had >= start, head.load(fromByteOffset: 8, as: UInt64.self) == lag_python_found().pointee.unicode_type
+            else { return 0 }
+            let length = head.load(fromByteOffset: 16, as: UInt64.self)
+            let bits = stateBits(head.load(fromByteOffset: 32, as: UInt32.self))
+            guard bits.isCompact, length > 0, length < 1 &<< 24 else { return 0 }
+            let wanted = Int(truncatingIfNeeded: length)
+            if bits.isASCII {
+                let count = wanted < capacity ? wanted : capacity
+                let first = had &- start < count ? had &- start : count
+                lag_copy(into, head + start, first)
+                guard first < count else { return count }
+                let rest = UInt64(truncatingIfNeeded: first)
+                return first &+ Int(lag_safe_read(address &+ asciiBytes &+ rest, into + first, count &- first))
+            }
+            return encode(
+                address &+ asciiBytes &+ 16 &+ (asciiBytes == 48 ? 8 : 0), wanted, Int(bits.kind), into, capacity)
         }
-        return encode(address &+ asciiBytes &+ 16 &+ (asciiBytes == 48 ? 8 : 0), wanted, Int(bits.kind), into, capacity)
     }
+
+    private typealias Block = (
+        UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64,
+        UInt64, UInt64
+    )
+    private static let blockBytes = MemoryLayout<Block>.size
+    private static var emptyBlock: Block { (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) }
 
     /// The bits behind `interned`, which takes two of them, and from 3.14 on, in some builds, more.
     private func stateBits(_ state: UInt32) -> (kind: UInt32, isCompact: Bool, isASCII: Bool) {

@@ -7,8 +7,6 @@
 import CLoopLag
 
 struct CPythonRequest {
-    private static let localsLooked = 15
-
     private let frames: CPythonFrames
     private let memory: CPythonMemory
     private let text: UnsafeMutablePointer<UInt8>
@@ -34,24 +32,21 @@ struct CPythonRequest {
         var i: UInt32 = 0
         while i < copy.pointee.count {
             let bytes = lag_python_frame(copy, i)
-            if let code = frames.code(bytes), let scope = local(bytes, code), readScope(scope, &section) { return }
+            if frames.code(bytes) != nil, let scope = local(bytes), readScope(scope, &section) { return }
             i &+= 1
         }
     }
 
-    /// The value of the local named `scope`.
-    private mutating func local(_ bytes: UnsafePointer<UInt8>, _ code: UInt64) -> UInt64? {
-        guard let names = memory.word(code &+ frames.layout.pointee.codeLocalNames),
-            let count = memory.word(names &+ 16)
-        else {
-            return nil
-        }
-        var i: UInt64 = 0
-        while i < count, i < UInt64(truncatingIfNeeded: Self.localsLooked) {
-            guard let name = frames.localName(names, i) else { return nil }
+    /// The value of the local named `scope` in a frame of the function that was looked at last.
+    private mutating func local(_ bytes: UnsafePointer<UInt8>) -> UInt64? {
+        let names = frames.localNames()
+        var i = 0
+        while i < names.count {
+            let name = names[i]
             if scopeName == 0, memory.isText(name, "scope") { scopeName = name }
             if name == scopeName, name != 0 {
-                return frames.reference(bytes, frames.layout.pointee.frameLocals &+ i &* 8)
+                return frames.reference(
+                    bytes, frames.layout.pointee.frameLocals &+ UInt64(truncatingIfNeeded: i) &* 8)
             }
             i &+= 1
         }

@@ -126,9 +126,10 @@ extension V8Runtime {
             while ahead < told {
                 let other = lag_v8_answer_frame(answer, ahead).pointee
                 ahead &+= 1
-                if isSame(frame, script, other, lag_v8_answer_texts(answer), memory) {
+                let same = compare(frame, script, other, lag_v8_answer_texts(answer), memory)
+                if same > 0 {
                     agreed &+= 1
-                    if frame.isInterpreted { lineCount &+= 1 }
+                    lineCount &+= same &- 1
                     next = ahead
                     break
                 }
@@ -137,26 +138,22 @@ extension V8Runtime {
         return (agreed > 0 && agreed &* 4 >= compared &* 3, lineCount)
     }
 
-    private mutating func isSame(
+    /// 0 = another frame, 1 = the same, 2 = the same, and its line is one that the interpreter was at.
+    private mutating func compare(
         _ frame: V8Frame, _ script: UInt64, _ other: lag_v8_frame, _ texts: UnsafePointer<UInt8>, _ memory: V8Memory
-    ) -> Bool {
+    ) -> Int {
         var count = functionName(frame.shared, memory, inferred: true)
-        guard isName(count, texts + Int(other.function_offset), Int(other.function_bytes)) else { return false }
+        guard isName(count, texts + Int(other.function_offset), Int(other.function_bytes)) else { return 0 }
         count = scriptName(script, memory)
-        guard isName(count, texts + Int(other.file_offset), Int(other.file_bytes)) else { return false }
-        var position: UInt64?
-        if frame.isInterpreted {
-            position = memory.position(inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes)
-        } else if let bytecode = memory.bytecode(ofShared: frame.shared) {
-            position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
-        }
+        guard isName(count, texts + Int(other.file_offset), Int(other.file_bytes)) else { return 0 }
         // A table that was never made is nothing to disagree about.
-        guard let position else { return true }
-        guard let place = memory.place(position, inScript: script, &lines) else { return false }
-        return frame.isInterpreted ? place.line == other.line : place.line <= other.line
+        guard let place = place(of: frame, inScript: script, memory) else { return 1 }
+        if place.isExact { return place.line == other.line ? 2 : 0 }
+        return place.line <= other.line ? 1 : 0
     }
 
     /// Whether the `count` bytes in `name` are those; long texts are cut at different lengths.
+    @inline(never)
     private func isName(_ count: Int, _ text: UnsafePointer<UInt8>, _ bytes: Int) -> Bool {
         guard count == bytes || (count >= 256 && bytes >= 256) else { return false }
         var i = 0

@@ -90,6 +90,7 @@ struct V8Memory {
         )
     }
 
+    @inline(never)
     func isType(_ tagged: UInt64, _ type: Int32) -> Bool {
         guard type != 0, let found = object(tagged) else { return false }
         return found.type == type
@@ -104,6 +105,7 @@ struct V8Memory {
     }
 
     /// The script of a function; a debugger may have put its own record in between.
+    @inline(never)
     func script(ofShared shared: UInt64) -> UInt64? {
         guard let tagged = field(shared, layout.pointee.shared_script), let found = object(tagged) else { return nil }
         if found.type == layout.pointee.type_script { return found.tagged }
@@ -118,6 +120,7 @@ struct V8Memory {
 
     /// The bytecode behind a function, however it is compiled: in the function's data itself, or one or two objects
     /// further (baseline code, a code container, the interpreter's data).
+    @inline(never)
     func bytecode(ofShared shared: UInt64) -> UInt64? { bytecode(in: shared, words: 5, depth: 3) }
 
     private func bytecode(in tagged: UInt64, words: Int32, depth: Int) -> UInt64? {

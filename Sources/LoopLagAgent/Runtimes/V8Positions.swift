@@ -10,6 +10,7 @@ extension V8Memory {
     private static var longestTable: UInt64 { 1 << 18 }
 
     /// The source position of the bytecode at `offset`, or of the function's first one (`nil`).
+    @inline(never)
     func position(inBytecode bytecode: UInt64, offset: UInt64?, _ buffer: UnsafeMutablePointer<UInt8>, _ capacity: Int)
         -> UInt64?
     {
@@ -45,6 +46,7 @@ extension V8Memory {
         return (UInt64(bitPattern: result) &>> 1) & 0x3fff_ffff
     }
 
+    @inline(never)
     func place(_ position: UInt64, inScript script: UInt64, _ known: inout V8LineCache)
         -> (line: UInt32, column: UInt32)?
     {

@@ -13,11 +13,18 @@
 
 import CLoopLag
 
+/// A place in a script, both numbers from 1; not exact = where the function begins.
+struct V8Place {
+    var line: UInt32
+    var column: UInt32
+    var isExact: Bool
+}
+
 struct V8Runtime {
     /// An answer that comes later is dropped, and the registers' copy stands: the thread may have gone on to something else.
     private static let interruptTimeout: UInt64 = 8_000_000
     private static let isolateBytes = 64 << 10
-    static let bufferBytes = 4096
+    private static let bufferBytes = 4096
     private static let cacheBytes = V8Memory.cacheBytes &+ V8LineCache.bytes
     private static let framesBytes = V8Walk.limit &* MemoryLayout<V8Frame>.stride
 
@@ -31,11 +38,11 @@ struct V8Runtime {
     private let header: UnsafeMutablePointer<lag_header>
     private(set) var layout: UnsafePointer<lag_v8_layout>?
     let frames: UnsafeMutablePointer<V8Frame>
-    let buffer: UnsafeMutablePointer<UInt8>
+    private let buffer: UnsafeMutablePointer<UInt8>
     let name: UnsafeMutablePointer<UInt8>
     private let memory: UnsafeMutableRawPointer
     private let cache: UnsafeMutableRawPointer
-    var lines: V8LineCache
+    private var lines: V8LineCache
     var check = V8Check()
     private static let memoryBytes = isolateBytes &+ framesBytes &+ bufferBytes &+ 1024 &+ cacheBytes
     /// Where c_entry_fp lies in an isolate; 0 = not found yet.
@@ -183,12 +190,19 @@ struct V8Runtime {
     }
 
     /// What a walk of this copy reads by.
+    @inline(never)
+    private func reader(
+        _ capture: UnsafePointer<lag_capture>, _ layout: UnsafePointer<lag_v8_layout>, stackHigh: UInt64
+    ) -> V8Memory {
+        V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
+    }
+
     mutating func read(
         _ capture: UnsafePointer<lag_capture>, of isolate: UInt64, _ layout: UnsafePointer<lag_v8_layout>,
         stackHigh: UInt64
     ) -> V8Memory {
         findBuiltins(of: isolate)
-        return V8Memory(layout, capture, stackHigh: stackHigh, builtins: builtins, cache: cache)
+        return reader(capture, layout, stackHigh: stackHigh)
     }
 
     private mutating func findBuiltins(of isolate: UInt64) {
@@ -223,7 +237,7 @@ struct V8Runtime {
         of loop: UnsafeMutablePointer<lag_loop_slot>, into section: inout ManagedSection, sample: inout lag_sample
     ) {
         guard let layout else { return }
-        let memory = V8Memory(layout, capture, stackHigh: loop.pointee.stack_high, builtins: builtins, cache: cache)
+        let memory = reader(capture, layout, stackHigh: loop.pointee.stack_high)
         var walk = V8Walk(memory, frames)
         switch way {
         case .none: return
@@ -264,21 +278,28 @@ struct V8Runtime {
         if let script = memory.script(ofShared: frame.shared) {
             count = scriptName(script, memory)
             if count > 0 { out.file = fileText(name, count, &section) }
-            var position: UInt64?
-            if frame.isInterpreted {
-                position = memory.position(
-                    inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes)
-            }
-            if position == nil, let bytecode = memory.bytecode(ofShared: frame.shared) {
-                position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
-                out.flags |= UInt16(LAG_FRAME_APPROXIMATE)
-            }
-            if let position, let place = memory.place(position, inScript: script, &lines) {
+            if let place = place(of: frame, inScript: script, memory) {
                 out.line = place.line
                 out.column = place.column
+                if !place.isExact { out.flags |= UInt16(LAG_FRAME_APPROXIMATE) }
             }
         }
         return section.add(out)
+    }
+
+    /// Where the interpreter is in the function, else where the function begins.
+    @inline(never)
+    mutating func place(of frame: V8Frame, inScript script: UInt64, _ memory: V8Memory) -> V8Place? {
+        var isExact = frame.isInterpreted
+        var position =
+            isExact
+            ? memory.position(inBytecode: frame.bytecode, offset: frame.offset, buffer, Self.bufferBytes) : nil
+        if position == nil, let bytecode = memory.bytecode(ofShared: frame.shared) {
+            position = memory.position(inBytecode: bytecode, offset: nil, buffer, Self.bufferBytes)
+            isExact = false
+        }
+        guard let position, let place = memory.place(position, inScript: script, &lines) else { return nil }
+        return V8Place(line: place.line, column: place.column, isExact: isExact)
     }
 
     /// V8's own stack trace, with the stack addresses of the walked frames: an inlined function lies in the frame of the

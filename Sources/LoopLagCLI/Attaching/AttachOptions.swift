@@ -32,7 +32,10 @@ struct NodeOptions: ParsableArguments {
     enum Inspector: String, ExpressibleByArgument, CaseIterable { case auto, always, never }
 
     @Flag(
-        help: "Of node: name each stall's request also behind awaits and timers; goes in by node's inspector.")
+        help: """
+            Of node: name each stall's request also behind awaits and timers; goes in by node's inspector, and costs 10 \
+            to 30 % more CPU per request.
+            """)
     var requests = false
 
     @Option(

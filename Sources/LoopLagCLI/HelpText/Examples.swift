@@ -26,12 +26,14 @@ enum Examples {
         "run": [
             Example("looplag run -- node server.js", "stalls on standard error while the server runs"),
             Example("looplag run -o lag.json -- uvicorn app:app", "and a JSON report at the end"),
+            Example("looplag run --requests -- node server.js", "with each stall's request behind awaits, too"),
             Example("looplag run --threshold 20ms -- redis-server", "what blocks for 20 ms or more"),
             Example("LOOPLAG_WAITS=epoll,poll looplag run -- ./server", "for a server that waits in poll or select"),
         ],
         "attach": [
             Example("looplag attach 4242", "measure a running server and the workers that it has started"),
             Example("looplag attach 4242 --verbose", "and say for how long it was stopped"),
+            Example("looplag attach 4242 --requests", "of node: follow its requests behind awaits, too"),
         ],
         "detach": [
             Example("looplag detach 4242", "give it back as it was")

@@ -50,6 +50,7 @@ extension EndToEnd {
             "looplag --generate-completion-script zsh": .says("#compdef looplag"),
             "looplag run -- .build/release/Server": .says("measuring"),
             "looplag run -- node server.js": .until("(looplag: measuring)", SIGTERM),
+            "looplag run --requests -- node server.js": .until("(looplag: measuring)", SIGTERM),
             "looplag run -- uvicorn app:app": .until("(looplag: measuring)", SIGTERM),
             "looplag run -- redis-server": .until("(looplag: measuring)", SIGTERM),
             "LOOPLAG_WAITS=epoll,poll looplag run -- CMD ...": .says("measuring"),

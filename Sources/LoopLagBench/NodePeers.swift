@@ -9,7 +9,6 @@ import LoopLagModel
 import LoopLagTelemetry
 
 enum NodePeers {
-    private static let connections = 8
     private static let stallMilliseconds = 200
     private static let pauseMilliseconds: UInt32 = 2300
 
@@ -47,39 +46,10 @@ enum NodePeers {
     // MARK: - CPU per request
 
     private static func requests(_ table: inout Table, _ plan: Plan) throws(BenchError) {
-        let count = plan.isQuick ? 2000 : 6000
-        var servers: [(peer: Peer, server: Server, load: Load)] = []
-        for peer in Peer.allCases {
-            let server = try start(peer, plan)
-            servers.append((peer, server, try Load(server, connections: connections)))
-        }
-        for entry in servers { try entry.load.run(requests: count * 2, within: 60) }
-        var ratios: [Peer: [Double]] = [:]
-        for round in 0..<(plan.isQuick ? 5 : 15) {
-            var spent: [Peer: Double] = [:]
-            for step in servers.indices {
-                let entry = servers[(step + round) % servers.count]
-                guard let before = ProcFigures.cpu(of: entry.server.host.pid) else {
-                    throw BenchError("node has ended")
-                }
-                try entry.load.run(requests: count, within: 60)
-                pause(milliseconds: 5)
-                guard let after = ProcFigures.cpu(of: entry.server.host.pid) else { throw BenchError("node has ended") }
-                spent[entry.peer] = Double(after &- before)
-            }
-            guard let plain = spent[.plain], plain > 0 else {
-                throw BenchError("schedstat does not count CPU time here")
-            }
-            for (peer, cpu) in spent where peer != .plain { ratios[peer, default: []].append(cpu / plain) }
-        }
-        for peer in Peer.allCases where peer != .plain {
-            let figures = Figures(ratios[peer] ?? [])
-            let range = figures.medianInterval
-            table.note(
-                "node, CPU per request, \(peer.rawValue) / plain",
-                "\(rounded(figures.median, digits: 3)) (\(rounded(range.lowerBound, digits: 3)) to "
-                    + "\(rounded(range.upperBound, digits: 3)))")
-        }
+        let turns = try NodeTurns(Peer.allCases, plain: .plain) { (peer) throws(BenchError) in try start(peer, plan) }
+        try turns.measure(
+            into: &table, "node, CPU per request", requests: plan.isQuick ? 2000 : 6000,
+            rounds: plan.isQuick ? 5 : 15)
     }
 
     // MARK: - what each says of stalls

@@ -9,7 +9,6 @@ import Glibc
 import LoopLagAttach
 
 enum NodeRequests {
-    private static let connections = 8
 
     private enum Kind: String, CaseIterable {
         case plain, control, agent = "looplag"
@@ -41,42 +40,12 @@ enum NodeRequests {
     }
 
     private static func measure(_ handler: String, _ table: inout Table, _ plan: Plan) throws(BenchError) {
-        let count = plan.isQuick ? 1500 : 5000
-        var servers: [(kind: Kind, server: Server, load: Load)] = []
-        for kind in Kind.allCases {
-            let server = try start(kind, handler, plan)
-            servers.append((kind, server, try Load(server, connections: connections)))
+        let turns = try NodeTurns(Kind.allCases, plain: .plain) { (kind) throws(BenchError) in
+            try start(kind, handler, plan)
         }
-        for entry in servers { try entry.load.run(requests: count * 2, within: 90) }
-        var ratios: [Kind: [Double]] = [:]
-        var spentPlain: [Double] = []
-        for round in 0..<(plan.isQuick ? 7 : 21) {
-            var spent: [Kind: Double] = [:]
-            for step in servers.indices {
-                let entry = servers[(step + round) % servers.count]
-                guard let before = ProcFigures.cpu(of: entry.server.host.pid) else {
-                    throw BenchError("node has ended")
-                }
-                try entry.load.run(requests: count, within: 90)
-                pause(milliseconds: 5)
-                guard let after = ProcFigures.cpu(of: entry.server.host.pid) else { throw BenchError("node has ended") }
-                spent[entry.kind] = Double(after &- before)
-            }
-            guard let plain = spent[.plain], plain > 0 else {
-                throw BenchError("schedstat does not count CPU time here")
-            }
-            spentPlain.append(plain / Double(count))
-            for (kind, cpu) in spent where kind != .plain { ratios[kind, default: []].append(cpu / plain) }
-        }
-        table.note("node, CPU per request \(handler), plain", microseconds(Figures(spentPlain).median))
-        for kind in Kind.allCases where kind != .plain {
-            let figures = Figures(ratios[kind] ?? [])
-            let range = figures.medianInterval
-            table.note(
-                "node, CPU per request \(handler), \(kind.rawValue) / plain",
-                "\(rounded(figures.median, digits: 3)) (\(rounded(range.lowerBound, digits: 3)) to "
-                    + "\(rounded(range.upperBound, digits: 3)))")
-        }
+        try turns.measure(
+            into: &table, "node, CPU per request \(handler)", requests: plan.isQuick ? 1500 : 5000,
+            rounds: plan.isQuick ? 7 : 21, showsPlain: true)
     }
 
     private static let script = """

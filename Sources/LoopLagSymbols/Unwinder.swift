@@ -42,16 +42,9 @@ final class UnwindContext {
     var tableEntry: UInt64 = 0
     let module: (UInt64) -> LoadedModule?
     private let readRuntimeCode: () -> [(start: UInt64, end: UInt64)]?
-    private var hasRuntimeCode = false
-    private var knownRuntimeCode: [(start: UInt64, end: UInt64)]?
-    /// Executable memory of no file, read once a sample and only if it is needed; nil when it cannot be known.
-    private var runtimeCode: [(start: UInt64, end: UInt64)]? {
-        if !hasRuntimeCode {
-            knownRuntimeCode = readRuntimeCode()
-            hasRuntimeCode = true
-        }
-        return knownRuntimeCode
-    }
+    /// Executable memory of no file, as the process's map had it when it was last read; nil when it cannot be known.
+    private var runtimeCode: [(start: UInt64, end: UInt64)]?
+    private var hasReadRuntimeCode = false
 
     init(
         module: @escaping (UInt64) -> LoadedModule?,
@@ -61,13 +54,13 @@ final class UnwindContext {
         readRuntimeCode = runtimeCode
     }
 
-    /// Forgets the last sample; what `runtimeCode` said of it may be out of date.
+    /// Forgets the last sample.
     func begin(_ bytes: UnsafeRawBufferPointer, of sample: RawSample, reads: Int) {
         stack = bytes
         stackBase = sample.stackBase
         registers = sample.registers
         readsLeft = reads
-        hasRuntimeCode = false
+        hasReadRuntimeCode = false
     }
 
     func end() { stack = .init(start: nil, count: 0) }
@@ -93,10 +86,17 @@ final class UnwindContext {
     }
 
     /// May code lie at an address that belongs to no module? A live process's map says so; else it must at least not
-    /// be on the stack or outside of user space.
+    /// be on the stack or outside of user space. The map is read again, once a sample, for an address that was in none of
+    /// the places known before: reading it takes longer than all the rest.
     func isCode(_ address: UInt64) -> Bool {
         guard address >= 65536, address < 1 << 47, address &- stackBase >= UInt64(stack.count) else { return false }
-        return runtimeCode?.contains { address &- $0.start < $0.end &- $0.start } ?? true
+        func isKnown() -> Bool? { runtimeCode?.contains { address &- $0.start < $0.end &- $0.start } }
+        if isKnown() == true { return true }
+        if !hasReadRuntimeCode {
+            runtimeCode = readRuntimeCode()
+            hasReadRuntimeCode = true
+        }
+        return isKnown() ?? true
     }
 
     func frameEntry(covering address: UInt64) -> (module: LoadedModule, entry: FrameEntry)? {

@@ -57,6 +57,7 @@ extension EndToEnd {
             "looplag install --prefix ~/.local": .says("share/man/man1/looplag.1"),
             "swift build": .elsewhere(".ci/run"), "swift build -c release": .elsewhere("a release build"),
             "swift test": .elsewhere(".ci/run"), "Tests/setup.sh": .elsewhere(".ci/run"),
+            "Tests/setup.sh --profilers": .elsewhere("the bench"),
             ".build/release/looplag-bench": .elsewhere("its own runs"),
         ]
 

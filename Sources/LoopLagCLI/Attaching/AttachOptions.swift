@@ -33,8 +33,8 @@ struct NodeOptions: ParsableArguments {
 
     @Flag(
         help: """
-            Of node: name each stall's request also behind awaits and timers; goes in by node's inspector, and costs 10 \
-            to 30 % more CPU per request.
+            Of node: name each stall's request also behind awaits and timers; goes in by node's inspector, and costs 20 \
+            to 40 % more CPU per request.
             """)
     var requests = false
 

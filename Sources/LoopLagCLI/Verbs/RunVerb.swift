@@ -29,7 +29,7 @@ struct RunVerb: ParsableCommand {
     var output: String?
 
     @Flag(
-        help: "Of node: name each stall's request also behind awaits and timers; costs 10 to 30 % more CPU per request."
+        help: "Of node: name each stall's request also behind awaits and timers; costs 20 to 40 % more CPU per request."
     )
     var requests = false
 

@@ -121,7 +121,7 @@ extension EndToEnd {
                 let status = try stranger.exitStatus()
                 if status != .exited(126), status != .exited(127) {
                     #expect(status == .exited(4), "\(stranger.errors.text)")
-                    #expect(stranger.errors.text.contains("uid 0"))
+                    #expect(try stranger.errors.wholeText().contains("uid 0"))
                 }
             }
             truncate(segment, 5000)

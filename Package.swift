@@ -122,7 +122,7 @@ let package = Package(
             name: "LoopLagBench",
             dependencies: [
                 "LoopLagAgent", "CLoopLag", "LoopLagModel", "LoopLagTelemetry", "LoopLagSymbols", "LoopLagAttach",
-            ], swiftSettings: strict),
+            ], resources: [.embedInCode("torture.py")], swiftSettings: strict),
         .testTarget(
             name: "LoopLagAttachTests",
             dependencies: ["LoopLagAttach", "LoopLagCLI", "LoopLagModel", "LoopLagTelemetry", "CLoopLagLayout"],

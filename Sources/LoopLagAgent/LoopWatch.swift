@@ -117,7 +117,7 @@ struct LoopWatch {
         stallStart = view.busy_since_ns
         nextSample = now
         let half = context.threshold / 2
-        sampleGap = half > UInt64(LAG_TICK_NS) ? half : UInt64(LAG_TICK_NS)
+        sampleGap = LAG_SAMPLES_ALWAYS == 0 && half > UInt64(LAG_TICK_NS) ? half : UInt64(LAG_TICK_NS)
         nextLook = now
         lastLook = 0
         samples = 0
@@ -242,7 +242,9 @@ struct LoopWatch {
         guard now >= nextSample, samples < Self.maximumSamples else { return }
         nextSample = now &+ sampleGap &* (1 &+ context.backOff)
         if samples >= Self.denseSamples { sampleGap &+= sampleGap / 2 }
-        if samples > 0, look.place != .running, look.place == lastPlace, look.stackPointer == lastSP {
+        if LAG_SAMPLES_ALWAYS == 0, samples > 0, look.place != .running, look.place == lastPlace,
+            look.stackPointer == lastSP
+        {
             // Still the same wait; or, in an interpreter, one just like it in the next callback.
             let managed = context.capture.runtime.place(loop: index)
             if managed == lastManagedPlace { return }

@@ -8,7 +8,7 @@ import CLoopLag
 
 struct Watchdog {
     private static let shortestPeriod = UInt64(LAG_TICK_NS)
-    private static let shortestWait: UInt64 = 1_000_000
+    private static let shortestWait = min(shortestPeriod, 1_000_000)
     private static let longestPeriod: UInt64 = 250_000_000
     private static let second: UInt64 = 1_000_000_000
     private static let hundredth = UInt64(LAG_BUDGET_NS)

@@ -18,7 +18,8 @@ enum PythonTorture {
             let bar = "pause p50 <= 150 us, bad lines <= 0.25 %, no crash"
             table.attempt(what, bar: bar) { (table) throws(BenchError) in
                 let library = try libraryPath(python)
-                let script = try plan.write(program, to: "torture.py")
+                let script = try plan.write(
+                    String(decoding: PackageResources.torture_py, as: UTF8.self), to: "torture.py")
                 let truth = plan.folder + "/truth-\(number)"
                 guard let own = ProcFigures.executable(of: getpid()) else { throw BenchError("no /proc/self/exe") }
                 var environment = ["PYTHONHOME": try home(python), "PYTHONDONTWRITEBYTECODE": "1"]
@@ -110,7 +111,8 @@ private final class Sampler: @unchecked Sendable {
     private var pauses: [UInt64] = []
     private var seen: [String: Int] = [:]
     private var dropped = 0
-    private var left: UInt64 = 0
+    /// Frames that could not be read.
+    private var unread: UInt64 = 0
     /// Samples without one frame.
     private var empty = 0
 
@@ -136,7 +138,7 @@ private final class Sampler: @unchecked Sendable {
             let now = lag_clock_now()
             if now > next + 20_000_000 { next = now }
             let outcome = probe.sample(tid: tid, pthread: pthread) { bytes, count in note(bytes, count) }
-            left += outcome.bad
+            unread += outcome.bad
             if outcome.drop == 0 { pauses.append(outcome.pause) } else { dropped += 1 }
         }
         let elapsed = Double(lag_clock_now() - began) / 1e9
@@ -165,11 +167,11 @@ private final class Sampler: @unchecked Sendable {
         }
     }
 
-    /// Frames of the program's own functions whose line is none of that function's count as bad, like those left out.
+    /// Frames of the program's own functions whose line is none of that function's count as bad, like those that could not be read.
     private func report(_ elapsed: Double) {
         let truth = Set((readFile(request.truth) ?? "").split(separator: "\n").map(String.init))
-        var frames = Int(left)
-        var bad = Int(left)
+        var frames = 0
+        var bad = Int(unread)
         for (line, count) in seen {
             frames += count
             let isOwn = line.hasPrefix(request.script) || line.hasPrefix("<made")
@@ -178,7 +180,7 @@ private final class Sampler: @unchecked Sendable {
         }
         // For who looks into a figure that is over: LOOPLAG_BENCH_KEEP names a file.
         if let name = getenv("LOOPLAG_BENCH_KEEP"), let file = fopen(name, "we") {
-            fputs("left out: \(left)\n", file)
+            fputs("not read: \(unread)\n", file)
             for (line, count) in seen where !truth.contains(line) { fputs("\(count)\t\(line)\n", file) }
             fclose(file)
         }

@@ -11,10 +11,12 @@ extension EndToEnd {
     struct PythonVersionsTests {
         /// 3.11 is what the other tests run; which of the others are here, Tests/setup.sh has found out.
         static let minors = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+        /// What the env file calls it.
+        static func name(_ minor: Int) -> String { minor == 11 ? "PYTHON" : "PYTHON3\(minor)" }
 
         @Test("The blocking function, its task and the holder of what it waits for are named", arguments: minors)
         func blocked(minor: Int) throws {
-            let name = minor == 11 ? "PYTHON" : "PYTHON3\(minor)"
+            let name = Self.name(minor)
             guard let python = Tools.optional(name) else {
                 figure("CPython 3.\(minor): not on this machine (\(name) in the env file)")
                 return

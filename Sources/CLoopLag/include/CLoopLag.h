@@ -24,12 +24,18 @@
 
 #include "lag_node.h"
 /* How often the watchdog looks at the fastest, how often it samples one stall, and how often before it does so more
- * rarely; its budget a second, one per cent of a core. A build made for tests (-Xcc -DLAG_STRESS) samples every
- * millisecond, whatever that costs: nothing but the build can ask for it. */
+ * rarely; its budget a second, one per cent of a core. A build made for tests (-Xcc -DLAG_STRESS) samples at every look,
+ * also a wait that it has just sampled, over a thousand times a second even where it does not get a CPU at once, whatever
+ * that costs: nothing but the build can ask for it. */
 #ifdef LAG_STRESS
-enum { LAG_TICK_NS = 1000000, LAG_STALL_SAMPLES = 1 << 30, LAG_DENSE_SAMPLES = 1 << 30, LAG_BUDGET_NS = 1000000000 };
+enum {
+    LAG_SAMPLES_ALWAYS = 1, LAG_TICK_NS = 250000, LAG_STALL_SAMPLES = 1 << 30, LAG_DENSE_SAMPLES = 1 << 30,
+    LAG_BUDGET_NS = 1000000000
+};
 #else
-enum { LAG_TICK_NS = 5000000, LAG_STALL_SAMPLES = 24, LAG_DENSE_SAMPLES = 8, LAG_BUDGET_NS = 10000000 };
+enum {
+    LAG_SAMPLES_ALWAYS = 0, LAG_TICK_NS = 5000000, LAG_STALL_SAMPLES = 24, LAG_DENSE_SAMPLES = 8, LAG_BUDGET_NS = 10000000
+};
 #endif
 
 #include "lag_v8.h"

@@ -117,8 +117,7 @@ struct CPython {
         let state = copy.pointee.thread_state
         guard isTrusted, state != 0 else { return }
         let isRunning = look.place == .running
-        section.header.reserved = frames.decode(
-            copy, stack: isRunning ? capture : nil, asBlocker: false, into: &section)
+        _ = frames.decode(copy, stack: isRunning ? capture : nil, asBlocker: false, into: &section)
         request.describe(copy, into: &section)
         let interpreter = interpreter(of: state)
         if let modules = memory.word(interpreter &+ layout.pointee.modules) {

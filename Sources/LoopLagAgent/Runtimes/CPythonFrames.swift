@@ -2,7 +2,7 @@
 ///
 /// Watchdog only, after the copy: the frames are as they were at the moment of the sample, the code objects are read now.
 /// A pointer counts as a code object only if its type says so, and an instruction only if it lies in that code: what does
-/// not fit is dropped and counted, never shown.
+/// not fit is shown as a frame that is not known.
 
 import CLoopLag
 
@@ -97,13 +97,14 @@ struct CPythonFrames {
 
     // MARK: - all frames of a thread
 
-    /// Adds the frames to the section, leaf first; returns how many were dropped because they made no sense.
+    /// Adds the frames to the section, leaf first; one that makes no sense stands there without a name. Returns how many
+    /// such there are.
     /// - Parameter stack: the copy of the thread's C stack made at the same moment, nil when the thread is blocked.
     func decode(
         _ frames: UnsafePointer<lag_python_frames>, stack: UnsafePointer<lag_capture>?, asBlocker: Bool,
         into section: inout ManagedSection
     ) -> UInt64 {
-        var dropped: UInt64 = 0
+        var bad: UInt64 = 0
         var cframe = frames.pointee.cframe
         var run: UInt64 = 0
         var isNewRun = true
@@ -121,21 +122,22 @@ struct CPythonFrames {
             }
             let isEntry = isEntry(frames, i)
             var frame = lag_managed_frame()
+            let code = code(bytes)
+            if code == nil || !describe(code ?? 0, bytes, &frame, &section) {
+                frame = lag_managed_frame()
+                bad &+= 1
+            }
             frame.kind = UInt16(LAG_MANAGED_PYTHON)
             frame.stack_address = run
             if isEntry { frame.flags |= UInt16(LAG_FRAME_ENTRY) }
-            if let code = code(bytes), describe(code, bytes, &frame, &section) {
-                guard asBlocker ? section.addBlocker(frame) : section.add(frame) else { return dropped }
-            } else {
-                dropped &+= 1
-            }
+            guard asBlocker ? section.addBlocker(frame) : section.add(frame) else { return bad }
             if isEntry, layout.pointee.minor < 12 {
                 isNewRun = true
                 cframe = previous(cframe, stack)
             }
             i &+= 1
         }
-        return dropped
+        return bad
     }
 
     /// Whether native code entered the interpreter with this frame.

@@ -10,7 +10,7 @@
             /// LAG_DROP_*; LAG_DROP_NONE = a sample was taken.
             public var drop: UInt32
             public var pause: UInt64
-            /// Frames that made no sense.
+            /// Frames that made no sense; they stand in the section without a name.
             public var bad: UInt64
         }
 

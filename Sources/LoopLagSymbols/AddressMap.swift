@@ -1,35 +1,47 @@
 /// Which module an address of the process belongs to.
 ///
-/// Rebuilt by StackDecoder whenever the module table changes; a lookup is a binary search. Modules that were unmapped
-/// answer only where nothing is mapped now: a sample may be older than the table.
+/// Rebuilt by StackDecoder whenever the module table changes; a lookup is a binary search over plain numbers: unwinding
+/// one stack asks some hundred times. Modules that were unmapped answer only where nothing is mapped now: a sample may be
+/// older than the table.
 
 import LoopLagModel
 
 struct AddressMap {
-    private var mapped: [ModuleRecord] = []
-    private var unmapped: [ModuleRecord] = []
+    /// Those that are mapped, by address, then those that were.
+    let modules: [ModuleRecord]
+    private let mapped: Int
+    private let starts: [UInt64]
+    private let ends: [UInt64]
 
     init(_ modules: [ModuleRecord]) {
-        for module in modules where module.end > module.start {
-            if module.isMapped { mapped.append(module) } else { unmapped.append(module) }
-        }
-        mapped.sort { $0.start < $1.start }
+        let known = modules.filter { $0.end > $0.start }
+        let current = known.filter(\.isMapped).sorted { $0.start < $1.start }
+        mapped = current.count
+        self.modules = current + known.filter { !$0.isMapped }
+        starts = self.modules.map(\.start)
+        ends = self.modules.map(\.end)
     }
 
-    func module(at address: UInt64) -> ModuleRecord? {
+    func module(at address: UInt64) -> ModuleRecord? { index(at: address).map { modules[$0] } }
+
+    /// Where in `modules` it stands.
+    func index(at address: UInt64) -> Int? {
         var low = 0
-        var high = mapped.count
+        var high = mapped
         while low < high {
             let middle = (low + high) / 2
-            if mapped[middle].start <= address { low = middle + 1 } else { high = middle }
+            if starts[middle] <= address { low = middle + 1 } else { high = middle }
         }
         // Ranges cover every mapping of a file, so a hole of one may hold another: look a little further down.
         var i = low - 1
         while i >= 0, i >= low - 4 {
-            let module = mapped[i]
-            if address &- module.start < module.end &- module.start { return module }
+            if holds(i, address) { return i }
             i -= 1
         }
-        return unmapped.last { address &- $0.start < $0.end &- $0.start }
+        return (mapped..<starts.count).last { holds($0, address) }
+    }
+
+    private func holds(_ index: Int, _ address: UInt64) -> Bool {
+        address &- starts[index] < ends[index] &- starts[index]
     }
 }

@@ -83,7 +83,7 @@ enum JavaScriptMerge {
 
     /// How V8 gets from native code into JavaScript and back: no function that anybody called.
     private static func isPassage(_ function: String) -> Bool {
-        passages.contains { function.hasPrefix($0) }
+        function.hasPrefix("Builtins_") && passages.contains { function.hasPrefix($0) }
     }
 
     private static let passages = [

@@ -13,7 +13,8 @@ public final class StackDecoder {
     private let cache: SymbolCache
     private var records: [ModuleRecord] = []
     private var map = AddressMap([])
-    private var loaded: [ModuleRecord: LoadedModule] = [:]
+    /// What has been asked about, in the map's order.
+    private var loaded: [LoadedModule?] = []
     private var cachedFrames: [UInt64: [Frame]] = [:]
     private lazy var unwinder = Unwinder(
         context: UnwindContext(
@@ -44,8 +45,8 @@ public final class StackDecoder {
         save(isLast: false)
         records = modules
         map = AddressMap(modules)
-        let current = Set(modules)
-        loaded = loaded.filter { current.contains($0.key) }
+        let known = Dictionary(loaded.compactMap { $0 }.map { ($0.record, $0) }, uniquingKeysWith: { $1 })
+        loaded = map.modules.map { known[$0] }
         cachedFrames.removeAll(keepingCapacity: true)
         unwinder.flush()
     }
@@ -103,19 +104,14 @@ public final class StackDecoder {
     }
 
     private func module(at address: UInt64) -> LoadedModule? {
-        guard let record = map.module(at: address) else { return nil }
-        let module: LoadedModule
-        if let known = loaded[record] {
-            module = known
-        } else {
-            module = LoadedModule(record: record, locator: locator, cache: cache)
-            loaded[record] = module
-        }
+        guard let index = map.index(at: address) else { return nil }
+        let module = loaded[index] ?? LoadedModule(record: map.modules[index], locator: locator, cache: cache)
+        loaded[index] = module
         return module.contains(address) ? module : nil
     }
 
     private func save(isLast: Bool) {
-        for module in loaded.values { module.save(isLast: isLast) }
+        for case let module? in loaded { module.save(isLast: isLast) }
     }
 
     private func symbolicate(_ address: UInt64, pc: UInt64) -> [Frame] {

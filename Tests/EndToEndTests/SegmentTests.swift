@@ -192,8 +192,9 @@ extension EndToEnd {
             return bytes
         }
 
-        private func plant(_ bytes: [UInt8], for victim: Int32) throws -> String {
-            let ticks = try #require(ProcessTable.startTicks(of: victim))
+        /// - Parameter earlier: by how much the name's process is older than the victim.
+        private func plant(_ bytes: [UInt8], for victim: Int32, earlier: UInt64 = 0) throws -> String {
+            let ticks = try #require(ProcessTable.startTicks(of: victim)) - earlier
             let path = "\(Segments.folder)/looplag-\(victim)-\(ticks)"
             let descriptor = open(path, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0o600)
             try #require(descriptor >= 0)
@@ -214,6 +215,13 @@ extension EndToEnd {
             let victim = try Host.epollServer(environment: [:])
             defer { victim.end() }
             var bytes = try forgedSegment(for: victim.pid)
+            // What a dead process of the same number left is nothing to show in its place.
+            var left = bytes
+            let ticks = try #require(ProcessTable.startTicks(of: victim.pid)) - 100
+            withUnsafeBytes(of: ticks.littleEndian) {
+                left.replaceSubrange(Offset.startTicks..<Offset.startTicks + 8, with: $0)
+            }
+            _ = try plant(left, for: victim.pid, earlier: 100)
             bytes[Offset.version] = 99
             _ = try plant(bytes, for: victim.pid)
             try expectOneClearLine(try LoopLagTool.run(["stalls", "\(victim.pid)"]), "other version")

@@ -122,7 +122,7 @@ enum PythonDemo {
         def end_with_input():
             while os.read(0, 4096):
                 pass
-            os.kill(os.getpid(), 15)
+            server.should_exit = True
 
 
         listener = socket.create_server(("127.0.0.1", 0))

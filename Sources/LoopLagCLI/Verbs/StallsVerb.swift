@@ -103,8 +103,10 @@ struct StallsVerb: ParsableCommand {
             } catch {
                 // A master of workers that has no loop itself.
                 if sources.count > own { continue }
-                // A dead process may have left its segment; the latest of a reused pid is the one meant.
-                guard let left = leftovers.filter({ $0.pid == pid }).max(by: { $0.startTicks < $1.startTicks })
+                // A dead process may have left its segment; the latest of a reused pid is the one meant. It says nothing
+                // of a process that lives.
+                guard error.status == Failure.gone,
+                    let left = leftovers.filter({ $0.pid == pid }).max(by: { $0.startTicks < $1.startTicks })
                 else { throw error }
                 sources.append(left)
             }

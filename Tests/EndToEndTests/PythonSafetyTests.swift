@@ -41,6 +41,9 @@ extension EndToEnd {
                 let segment = try SampleTally.follow(child.pid)
                 let status = try child.exitStatus(within: .seconds(30))
                 try tally.add(segment.snapshot())
+                for word in try child.output.wholeText().split(whereSeparator: \.isWhitespace) {
+                    if let forked = Int32(word) { Segments.remove(ofProcess: forked) }
+                }
                 if isFragile, status == .signalled(SIGSEGV) {
                     crashes += 1
                 } else {
@@ -90,6 +93,9 @@ extension EndToEnd {
             let address = Address.port(Int(port) ?? 0)
             _ = try eventually("the server") { try? Client.get("/ok", of: address) }
             var tally = SampleTally()
+            // Each ends by SIGTERM, which is no clean exit.
+            var servers = SegmentDiscovery.children(of: child.pid)
+            defer { servers.forEach(Segments.remove) }
             let rounds = Self.asked ?? 2
             for round in 0..<rounds {
                 let before = child.errors.text.components(separatedBy: "Application startup complete").count
@@ -107,6 +113,7 @@ extension EndToEnd {
                 let answer = try eventually("the server again") { try? Client.getAnswer("/cpu?ms=30", of: address) }
                 #expect(answer.duration >= .milliseconds(30))
                 for server in SegmentDiscovery.children(of: child.pid) {
+                    servers.append(server)
                     // One that just ends is as good as gone.
                     guard let source = try? SegmentDiscovery.live(pid: server),
                         let snapshot = try? SegmentReader(source).snapshot()

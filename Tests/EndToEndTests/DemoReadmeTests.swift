@@ -157,10 +157,11 @@ extension EndToEnd {
                 #expect(said.contains(text), "\(line): \(said.suffix(2000))")
             case .until(let pattern, let signal):
                 _ = try child.wait(forOutput: pattern)
-                // To looplag and what it runs, as a terminal would; the shell waits for them.
-                for member in ProcessTable.members(ofGroup: child.pid) where member != child.pid {
-                    kill(member, signal)
-                }
+                // To looplag and what it runs, as a terminal would; the shell waits for them. A server that ends by it
+                // leaves its segment.
+                let members = ProcessTable.members(ofGroup: child.pid).filter { $0 != child.pid }
+                defer { members.forEach(Segments.remove) }
+                members.forEach { kill($0, signal) }
                 let status = try child.exitStatus(within: .seconds(20))
                 #expect(status == .exited(0) || status == .exited(143), "\(line): \(status) \(child.errors.text)")
             case .elsewhere, .ofTheDead, .ofAPlainServer: break

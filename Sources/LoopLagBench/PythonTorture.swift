@@ -167,7 +167,8 @@ private final class Sampler: @unchecked Sendable {
         }
     }
 
-    /// Frames of the program's own functions whose line is none of that function's count as bad, like those that could not be read.
+    /// Frames of the program's own functions whose line is none of that function's count as bad, like those that could
+    /// not be read.
     private func report(_ elapsed: Double) {
         let truth = Set((readFile(request.truth) ?? "").split(separator: "\n").map(String.init))
         var frames = 0

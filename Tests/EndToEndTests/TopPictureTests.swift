@@ -26,8 +26,9 @@ extension EndToEnd {
                 "LoopLag  1 process", "stall open", "looplag-demo", "1 open", "● 1 stall open", "← your code", "STACK",
                 "samples agree", "▁", "█", "clock_nanosleep", "on_cpu",
             ]
-            // The settings of the picture and of the text must be of one moment, so the text is made of the picture.
-            let styled = try eventually("a picture with an open stall and its samples", within: .seconds(60)) {
+            // The settings of the picture and of the text must be of one moment, so the text is made of the picture. All of
+            // that at once is a matter of chance: of ten seconds as a rule, once in a thousand runs of more than a minute.
+            let styled = try eventually("a picture with an open stall and its samples", within: .seconds(200)) {
                 let picture = try terminal.lines(styled: true).joined(separator: "\n")
                 let text = Self.plain(picture)
                 return parts.allSatisfy { text.contains($0) } ? picture : nil

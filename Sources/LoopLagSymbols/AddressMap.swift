@@ -22,9 +22,7 @@ struct AddressMap {
         ends = self.modules.map(\.end)
     }
 
-    func module(at address: UInt64) -> ModuleRecord? { index(at: address).map { modules[$0] } }
-
-    /// Where in `modules` it stands.
+    /// Where in `modules` the one stands that an address belongs to.
     func index(at address: UInt64) -> Int? {
         var low = 0
         var high = mapped

@@ -136,17 +136,16 @@ enum SwiftName {
                 previous = UInt8(ascii: "o")
                 continue scanning
             case UInt8(ascii: "<"):
-                output += text[kept..<i]
-                kept = i
                 guard let close = matching(text[i...]) else { break scanning }
+                output += text[kept..<i]
                 i = bytes.index(after: close)
                 kept = i
                 previous = UInt8(ascii: ">")
                 continue scanning
             case UInt8(ascii: "("):
+                guard let close = matching(text[i...]) else { break scanning }
                 output += text[kept..<i]
                 kept = i
-                guard let close = matching(text[i...]) else { break scanning }
                 let inner = text[bytes.index(after: i)..<close]
                 if previous == UInt8(ascii: ".") || previous == UInt8(ascii: " "),
                     let range = inner.place(of: " in _")
@@ -164,17 +163,13 @@ enum SwiftName {
                 continue scanning
             case UInt8(ascii: " "):
                 let rest = text[i...]
-                if [" : ", " -> ", " async ", " throws "].contains(where: { rest.begins(with: $0) }) {
-                    output += text[kept..<i]
-                    kept = i
-                    break scanning
-                }
+                if [" : ", " -> ", " async ", " throws "].contains(where: { rest.begins(with: $0) }) { break scanning }
             default: break
             }
             previous = byte
             i = bytes.index(after: i)
         }
-        if i == bytes.endIndex { output += text[kept...] }
+        output += text[kept..<i]
         // Imported from C: the module is the importer's invention.
         if output.hasPrefix("__C.") { output = String(output.dropFirst(4)) }
         guard output.holds("__") else { return output }

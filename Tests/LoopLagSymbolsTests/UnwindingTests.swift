@@ -23,7 +23,7 @@ import Testing
                     differences.append("tid \(thread.tid) frame \(i): only \(i < ours.count ? "ours" : "gdb's")")
                     continue
                 }
-                let bias = modules.module(at: theirs[i].pc)?.loadBias ?? 0
+                let bias = modules.index(at: theirs[i].pc).map { modules.modules[$0].loadBias } ?? 0
                 if ours[i].address == theirs[i].pc &- bias {
                     samePC += 1
                 } else {
